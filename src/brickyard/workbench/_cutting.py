@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,9 +22,6 @@ from brickyard.sources import _resolve as resolve
 from brickyard.sources._loading import Source
 from brickyard.workbench._orders import size_name
 from brickyard.workbench._shelf import BUILT_IN, check_no_links
-
-if TYPE_CHECKING:
-    from brickyard.workbench._worker import Tell
 
 SENT = "pictures from the page"  # what manifests call them
 IMAGENET = 1_000
@@ -60,20 +58,20 @@ def look(order: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def cut(order: dict[str, Any], folder: Path, tell: Tell) -> None:
+def cut(order: dict[str, Any], folder: Path, tell: Callable[..., None]) -> None:
     """Locate once, then cut a brick of each size, the largest first: large ones take the fewest steps.
 
     Raises:
         BrickyardError: No size can be made.
     """
-    tell.stage("Loading the source and the pictures")
+    tell(stage="Loading the source and the pictures", progress=None)
     source, shown = _source_and_pictures(order)
     task = {name: list(members) for name, members in order["task"].items()}
-    tell.stage("Locating")
+    tell(stage="Locating", progress=None)
     found = _located(source, shown, task)
     problems: list[BrickyardError] = []
     for size in sorted(order["sizes"], reverse=True):
-        tell.stage(f"Cutting to {size:.0%} of the FLOPs")
+        tell(stage=f"Cutting to {size:.0%} of the FLOPs", progress=None)
         try:
             options: dict[str, Any] = {"budget": Budget(flops=size), "reject": order["reject"]}
             part = disassemble(source.model, found, task=task, more_images=_more(shown, task), **options)

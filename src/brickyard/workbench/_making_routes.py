@@ -21,7 +21,13 @@ from brickyard.workbench._store import Store, checked_all
 def add_routes(app: FastAPI, bench: Bench, shelf: Shelf, limits: Limits) -> Makings:
     """Add the routes, and return what keeps the bricks in the making."""
     makings = Makings(shelf, Store(limits), limits, bench.take_demo, bench.empty)
+    _offers(app, shelf, makings)
+    _uploads(app, makings.store, limits)
+    _makings(app, bench, makings, limits)
+    return makings
 
+
+def _offers(app: FastAPI, shelf: Shelf, makings: Makings) -> None:
     @app.get("/api/shelf")
     def _shelf() -> dict[str, Any]:
         place = shelf.folder
@@ -35,18 +41,22 @@ def add_routes(app: FastAPI, bench: Bench, shelf: Shelf, limits: Limits) -> Maki
     def _names() -> dict[str, Any]:
         return _networks()
 
+
+def _uploads(app: FastAPI, store: Store, limits: Limits) -> None:
     @app.post("/api/uploads/pictures")
     async def _pictures(request: Request) -> Any:
         async with form_of(request, limits) as form:
             items = [await content_of(item, limits) for _, item in form.multi_items() if not isinstance(item, str)]
         if not items:
             raise DataError("data-no-images", "no picture was given; choose one or more")
-        return await run_in_threadpool(checked_all, items, makings.store)
+        return await run_in_threadpool(checked_all, items, store)
 
     @app.put("/api/uploads/model")
     async def _model(request: Request, name: str) -> Any:
-        return {"id": await makings.store.model(name, request.stream()), "name": Path(name).name[:80]}
+        return {"id": await store.model(name, request.stream()), "name": Path(name).name[:80]}
 
+
+def _makings(app: FastAPI, bench: Bench, makings: Makings, limits: Limits) -> None:
     @app.post("/api/makings")
     async def _begin(request: Request) -> Any:
         order = Order.of(json_of(await request.body(), limits.order_bytes), limits)
@@ -70,8 +80,6 @@ def add_routes(app: FastAPI, bench: Bench, shelf: Shelf, limits: Limits) -> Maki
         if not isinstance(size, int | float) or not (name is None or isinstance(name, str)):
             raise OptionError("option-plan-invalid", "to keep a brick, give its size and its name, or no name")
         return await run_in_threadpool(_kept, makings, bench, key, float(size), name or None)
-
-    return makings
 
 
 def _kept(makings: Makings, bench: Bench, key: str, size: float, name: str | None) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Tell:
         self._text = ""
 
     def __call__(self, **event: Any) -> None:
-        """Tell of one event."""
+        """Tell of one event; after a new stage, progress is told at once."""
+        self._text = "" if "stage" in event else self._text
         self._line.send_bytes(json.dumps(event).encode())
 
     def progress(self, text: str, done: float, total: float | None) -> None:
@@ -49,7 +50,6 @@ class Tell:
 
     def stage(self, text: str) -> None:
         """Tell of the next stage."""
-        self._text = ""
         self(stage=text, progress=None)
 
     def note(self, text: str) -> None:

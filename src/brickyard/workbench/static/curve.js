@@ -1,11 +1,12 @@
 "use strict";
 // The curve of sizes: agreement with the source against FLOPs, a point for each size that is made.
 
-const CURVE = { width: 620, height: 220, left: 52, right: 16, top: 14, bottom: 40 };
+const CURVE = { height: 220, left: 56, right: 26, top: 14, bottom: 40 };
 
 // Points with a size, a share of FLOPs and an agreement; sizes that are awaited are shown on the axis.
-function drawCurve(points, awaited, chosen) {
-  const { width, height, left, right, top, bottom } = CURVE;
+function drawCurve(points, awaited, chosen, room) {
+  const { height, left, right, top, bottom } = CURVE;
+  const width = Math.max(300, Math.min(640, room));
   const known = points.filter((point) => typeof point.agreement === "number");
   const least = Math.min(...known.map((point) => point.agreement), 0.99);
   const low = Math.max(0, Math.floor((least - 0.02) * 20) / 20);
@@ -21,7 +22,7 @@ function drawCurve(points, awaited, chosen) {
     root.append(svg("line", { x1: left, x2: width - right, y1: y(share), y2: y(share), class: "axis" }));
     root.append(svg("text", { x: left - 8, y: y(share) + 4, "text-anchor": "end" }, `${(100 * share).toFixed(low > 0.9 ? 1 : 0)} %`));
   }
-  root.append(svg("text", { x: left, y: height - 6 }, "FLOPs of the brick, as a share of the source’s; upwards: same answer as the source"));
+  root.append(svg("text", { x: left - 8, y: height - 6 }, width > 500 ? "FLOPs, as a share of the source’s; upwards: how often it answers as its source" : "across: FLOPs; up: answers as its source"));
   const place = (point) => [x(point.flops[0] / point.flops[1]), y(point.agreement)];
   root.append(svg("polyline", { points: known.map((point) => place(point).join(",")).join(" "), class: "line" }));
   for (const size of awaited) root.append(svg("circle", { cx: x(size), cy: height - bottom, r: 5, class: "awaited" }));

@@ -339,7 +339,7 @@ function drawWork() {
   $("work-progress").textContent = running() && progress ? progress.text : "";
   const point = chosenPoint();
   const awaited = running() ? asked.sizes.filter((size) => !points.some((one) => one.size === size)) : [];
-  $("curve").replaceChildren(...(state === "cancelled" || (state === "failed" && !point) ? [] : [drawCurve(ready(), awaited, point && point.size)]));
+  $("curve").replaceChildren(...(state === "cancelled" || (state === "failed" && !point) ? [] : [drawCurve(ready(), awaited, point && point.size, $("curve").clientWidth || 600)]));
   $("choose").hidden = point === null || state === "cancelled" || state === "failed";
   if (point) {
     $("size").max = String(ready().length - 1);
