@@ -146,6 +146,8 @@ CODES: dict[str, str] = {
     "trace-run-failed": "The model fails on the example input; give images of the size and kind that it takes.",
     "trace-torchscript": "The model is a TorchScript program whose layers cannot be read; give the torch.nn.Module that it was made from.",
     "workbench-busy": "The workbench is processing another request; try again in a moment.",
-    "workbench-gone": "The classifier is no longer kept by the workbench; assemble it again.",
+    "workbench-failed": "The process that made the brick ended before it was done; the terminal of the workbench says why.",
+    "workbench-full": "The workbench has no room for more uploads; wait, or send fewer or smaller files.",
+    "workbench-gone": "The workbench no longer keeps the classifier, the brick in the making or the upload; make or send it again.",
     "workbench-too-slow": "The pictures take too long to process; send fewer or smaller ones.",
 }

@@ -12,7 +12,16 @@ from brickyard.runtime._progress import put
 
 
 def workbench(
-    yard: Annotated[Path, Option(help="Folder of components.")],
+    yard: Annotated[Path, Option(help="Folder of components; a new one is made.")] = Path("bricks"),
+    sources: Annotated[
+        Path | None,
+        Option(
+            help="Folder of models, pictures and class names that the page may make bricks from.  [default: the folder "
+            "sources in the yard]",
+            show_default=False,
+        ),
+    ] = None,
+    demo: Annotated[bool, Option("--demo", help="Put a small yard of digits to play with into an empty yard.")] = False,
     host: Annotated[
         str, Option(help="Listen on this address; any but the local machine requires a token.")
     ] = "127.0.0.1",
@@ -30,13 +39,19 @@ def workbench(
     from brickyard.workbench._app import create_app
     from brickyard.workbench._guard import LOCAL, is_local
     from brickyard.workbench._server import server
+    from brickyard.yard._yard import Yard
 
     place = _bound(host, port)
     with place:
         local = is_local(host) and is_local(place.getsockname()[0])  # a name may lead elsewhere than it says
         token = None if local else secrets.token_urlsafe(24)
         names = (*LOCAL, host) if local else (*LOCAL, host, socket.gethostname(), socket.getfqdn())
-        app = create_app(yard, token=token, hosts=names)
+        new = not yard.exists()
+        app = create_app(Yard(yard, create=True), sources=sources, token=token, hosts=names)
+        if new:
+            say(f"made a new yard: {yard}")
+        if demo:
+            app.state.makings.begin_demo()
         name = f"[{host}]" if ":" in host else host
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else name
         address = f"http://{shown}:{place.getsockname()[1]}/" + (f"?token={token}" if token else "")
@@ -48,6 +63,7 @@ def workbench(
         try:
             server(app).run(sockets=[place])
         finally:
+            app.state.makings.close()
             _end_of_threads()
 
 

@@ -4,15 +4,22 @@ Notes go to standard error. Steps are records of the logger "brickyard". Progres
 is records of the logger "brickyard.progress", at most one every thirty seconds. The command line prints these.
 """
 
+
+"""A progress bar with the time left, on standard error, and only when that is a terminal; or told to a listener."""
+
 from __future__ import annotations
 
 import logging
 import os
 import sys
-import time
+    """Show a bar of `total` units while the body runs, or log how far it is; None: it counts."""
+    if _heard:
+        yield _told(_heard[-1], text, total)
+        return
+    if _quiet or not speaks():
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from brickyard.base._messages import shown
 
@@ -111,35 +118,19 @@ def speaks() -> bool:
     return alone or os.environ.get("RANK", "0") == "0"
 
 
-class _Lines:
-    """Logs how far a work is, where no terminal shows a bar. All works share one pace: they may lie in each other."""
-
-    told: float | None = None  # when the last line was logged, or the first work began
-
-    def __init__(self, text: str, total: float | None) -> None:
-        self.text, self.total, self.done, self.began = text, total, 0.0, _clock()
-        if _Lines.told is None:
-            _Lines.told = self.began
-
-    def __call__(self, amount: float = 1, *, text: str | None = None) -> None:
-        self.done += amount
-        self.text = self.text if text is None else text
-        now = _clock()
-        if _Lines.told is not None and now - _Lines.told < EVERY:
-            return
-        _Lines.told = now
-        _LINES.info("%s: %s", shown(self.text, keep=""), self._far(now - self.began))
-
-    def _far(self, took: float) -> str:
-        if self.total is None:
-            return f"{self.done:,.0f} so far"
-        left = took / self.done * max(0.0, self.total - self.done) if self.done > 0 else 0.0
-        return f"{self.done:,.6g} of {self.total:,.6g}" + (f", about {span(left)} left" if left else "")
+    """Show a bar of `total` units while the body runs, or log how far it is; None: it counts."""
+    if _heard:
+        yield _told(_heard[-1], text, total)
+        return
+    if _quiet or not speaks():
 
 
 @contextmanager
 def bar(text: str, total: float | None) -> Iterator[Advance]:
     """Show a bar of `total` units while the body runs, or log how far it is; None: it counts."""
+    if _heard:
+        yield _told(_heard[-1], text, total)
+        return
     if _quiet or not speaks():
         yield lambda amount=1, *, text=None: None
         return

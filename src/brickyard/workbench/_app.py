@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,17 +12,21 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
-from brickyard.base._errors import BrickyardError, DataError, OptionError
+from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
 from brickyard.base._messages import shown
-from brickyard.workbench._bench import Bench, BusyError, GoneError, Plan
+from brickyard.workbench._bench import SOURCES, Bench, BusyError, GoneError, Plan
 from brickyard.workbench._guard import LOCAL, Guard, RefusedError
 from brickyard.workbench._limits import Limits
 from brickyard.workbench._line import Line
+from brickyard.workbench._making_routes import add_routes
+from brickyard.workbench._requests import content_of, form_of, json_of
+from brickyard.workbench._shelf import Shelf
 from brickyard.yard._yard import Yard
 
-STATIC = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}
+STATIC = {"index.html": "text/html", "style.css": "text/css", "icon.svg": "image/svg+xml"} | dict.fromkeys(
+    ("app.js", "new.js", "curve.js"), "text/javascript"
+)
 KINDS = {"safetensors": "application/octet-stream", "onnx": "application/octet-stream", "html": "text/html"}
-PLAN_BYTES = 1 << 16
 
 
 class Plain(JSONResponse):
@@ -43,12 +46,18 @@ def _plain(value: Any) -> Any:
 
 
 def create_app(
-    yard: Yard | Path | str, *, token: str | None = None, hosts: Sequence[str] = LOCAL, limits: Limits | None = None
+    yard: Yard | Path | str,
+    *,
+    sources: Path | str | None = None,
+    token: str | None = None,
+    hosts: Sequence[str] = LOCAL,
+    limits: Limits | None = None,
 ) -> FastAPI:
     """The workbench as an ASGI application.
 
     Args:
         yard: A yard, or the path of one.
+        sources: A folder of models and pictures that the page may make bricks from; None: `sources` in the yard.
         token: A secret that every request must bring: `?token=` at the first visit, then a cookie; or the header
             `X-Brickyard-Token`. None where only this machine reaches the server.
         hosts: Host names under which it is reached.
@@ -77,14 +86,29 @@ def create_app(
     _pages(app)
     _questions(app, bench, line)
     _work(app, bench, limits)
+    app.state.makings = add_routes(app, bench, Shelf(_folder(sources, bench)), limits)
     return app
+
+
+def _folder(sources: Path | str | None, bench: Bench) -> Path:
+    """The folder beside the server.
+
+    Raises:
+        FileError: It was named, and is not there.
+    """
+    if sources is None:
+        return bench.yard.path / SOURCES
+    if not Path(sources).is_dir():
+        raise FileError("file-missing", f"the folder of sources {sources} does not exist; give another with --sources")
+    return Path(sources).resolve()
 
 
 def _errors(app: FastAPI, bench: Bench) -> None:
     @app.exception_handler(BrickyardError)
     def _ours(request: Request, error: BrickyardError) -> JSONResponse:
         status = 404 if isinstance(error, GoneError) else 503 if isinstance(error, BusyError) else 400
-        return Plain({"error": bench.named(str(error))}, status)
+        text = app.state.makings.named(bench.named(str(error)))
+        return Plain({"error": text, "code": error.code}, status)
 
     @app.exception_handler(RequestValidationError)
     def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -144,18 +168,18 @@ def _questions(app: FastAPI, bench: Bench, line: Line) -> None:
 def _work(app: FastAPI, bench: Bench, limits: Limits) -> None:
     @app.post("/api/plan")
     async def _plan(request: Request) -> Any:
-        plan = Plan.of(_json(await request.body()), limits)
+        plan = Plan.of(json_of(await request.body()), limits)
         return await run_in_threadpool(bench.plan, plan)
 
     @app.post("/api/assemblies")
     async def _build(request: Request) -> Any:
-        async with _form(request, limits) as form:
+        async with form_of(request, limits) as form:
             text = form.get("plan")
-            plan = Plan.of(_json(text.encode() if isinstance(text, str) else b""), limits)
+            plan = Plan.of(json_of(text.encode() if isinstance(text, str) else b""), limits)
             labelled: dict[tuple[int, int], list[tuple[str, bytes]]] = {}
             for field, item in form.multi_items():
                 if not isinstance(item, str):
-                    labelled.setdefault(_place(field), []).append(await _content(item, limits))
+                    labelled.setdefault(_place(field), []).append(await content_of(item, limits))
         return await run_in_threadpool(bench.build, plan, labelled)
 
     @app.post("/api/assemblies/{key}/classify")
@@ -163,31 +187,12 @@ def _work(app: FastAPI, bench: Bench, limits: Limits) -> None:
         if sample is not None:
             shown = [(sample, bench.sample(sample))]
         else:
-            async with _form(request, limits) as form:
+            async with form_of(request, limits) as form:
                 items = [item for _, item in form.multi_items() if not isinstance(item, str)]
-                shown = [await _content(item, limits) for item in items]
+                shown = [await content_of(item, limits) for item in items]
         if not shown:
             raise DataError("data-no-images", "no picture was given; choose one or more")
         return {"answers": await run_in_threadpool(bench.classify, key, shown)}
-
-
-def _form(request: Request, limits: Limits) -> Any:
-    """A request's form. One that is not of kind multipart/form-data can be slow to read: it has to be short."""
-    kind, size = request.headers.get("content-type", "").lower(), request.headers.get("content-length")
-    if not kind.startswith("multipart/form-data") and (size is None or int(size) > 4 * PLAN_BYTES):
-        raise OptionError(
-            "option-plan-invalid", "the request must be multipart/form-data; use the workbench's own page"
-        )
-    return request.form(max_files=limits.files, max_fields=1)
-
-
-def _json(content: bytes) -> Any:
-    if len(content) > PLAN_BYTES:
-        raise OptionError("option-plan-invalid", "the plan is too long")
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        raise OptionError("option-plan-invalid", "the plan is not JSON") from None
 
 
 def _place(field: str) -> tuple[int, int]:
@@ -198,14 +203,3 @@ def _place(field: str) -> tuple[int, int]:
             "data-type", f"labelled pictures must be in fields named BRICK.CLASS, such as 0.2, got {field[:40]!r}"
         )
     return int(part), int(place)
-
-
-async def _content(item: Any, limits: Limits) -> tuple[str, bytes]:
-    """Name and bytes of an upload; the name is only ever shown."""
-    name = Path(str(item.filename or "picture").replace("\\", "/")).name[:80] or "picture"
-    content: bytes = await item.read(limits.file_bytes + 1)
-    if len(content) > limits.file_bytes:
-        raise DataError(
-            "data-image-too-large", f"{name!r} is too large; the limit is {limits.file_bytes >> 20} MiB per picture"
-        )
-    return name, content

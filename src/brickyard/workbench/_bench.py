@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import tempfile
 import threading
 import time
@@ -57,6 +58,7 @@ DUPLICATES = {
 WORDS = {"form": FORMS, "scaling": SCALING_HELP, "on_duplicate": DUPLICATES}
 CELLS = 48  # in the picture of one axis
 MANIFESTS = 512  # manifests that are kept
+SOURCES = "sources"  # a folder in a yard for models and pictures to make bricks from
 LEFT_OUT = 20  # files without a brick of which the page says why, at most
 
 
@@ -188,6 +190,25 @@ class Bench:
     def _component(self, name: str) -> Component:
         """A brick; names go through the index, where a path is an unknown name."""
         return self.yard.load(self.yard.entry(name).name)
+
+    def keep(self, path: Path, name: str | None = None) -> dict[str, Any]:
+        """Put a brick that was made into the yard; its entry."""
+        with self._turn(self._yard_lock):
+            return self.yard.add(path, name).as_dict()
+
+    def empty(self) -> bool:
+        """Whether the yard has no brick."""
+        with self._turn(self._yard_lock):
+            return not self.yard.entries()
+
+    def take_demo(self, folder: Path) -> None:
+        """Put a demo that was made into the yard: its bricks, and folders that the yard has not."""
+        with self._turn(self._yard_lock):
+            for name in (SAMPLES, SOURCES):
+                if not os.path.lexists(self.yard.path / name):
+                    shutil.copytree(folder / name, self.yard.path / name)
+            for path in sorted(folder.glob("*.safetensors")):
+                self.yard.add(path, path.stem)
 
     def inside(self, name: str) -> dict[str, Any]:
         """Which channels of its source a brick keeps: for each axis, shares of runs of channels."""

@@ -24,6 +24,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 LOCAL = ("127.0.0.1", "localhost", "::1")
 COOKIE = "brickyard-token"
 TICKET = "x-brickyard-ticket"  # the name that a page gives a request, to ask for its place in the line
+MODEL = "/api/uploads/model"
 BUSY = "the workbench is busy with other requests; try again in a moment"
 HEADERS = {
     "content-security-policy": (
@@ -119,10 +120,10 @@ class Guard:
                 await welcome(scope, receive, careful)
                 return
             size = request.headers.get("content-length", "0")
-            if not (size.isascii() and size.isdigit() and len(size) < 20) or int(size) > self.limits.body_bytes:
-                raise RefusedError(413, self._too_large())
+            if not (size.isascii() and size.isdigit() and len(size) < 20) or int(size) > self._most(request):
+                raise RefusedError(413, self._too_large(request))
             async with self._place(request):
-                await self.app(scope, self._bounded(receive), careful)
+                await self.app(scope, self._bounded(request, receive), careful)
         except RefusedError as refused:
             await answer(refused.status, str(refused), **({"queue": refused.queue} if refused.queue else {}))
         except LeftError:
@@ -176,10 +177,15 @@ class Guard:
         cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
         return RedirectResponse(f"/{'?' + rest if rest else ''}", 303, {"set-cookie": cookie})
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _most(self, request: Request) -> int:
+        """Bytes that a request may have."""
+        return self.limits.model_bytes if request.scope["path"] == MODEL else self.limits.body_bytes
+
+    def _bounded(self, request: Request, receive: Receive) -> Receive:
         """The request's body, until it is too large or takes too long."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + self.limits.seconds
+        limits, model = self.limits, request.scope["path"] == MODEL
+        end = loop.time() + (limits.model_seconds if model else limits.seconds)
         seen, whole = 0, False
 
         async def bounded() -> Message:
@@ -189,27 +195,28 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, end - loop.time()))
             except TimeoutError:
-                raise RefusedError(408, "the request took too long to arrive; send fewer or smaller pictures") from None
+                raise RefusedError(408, "the request took too long to arrive; send fewer or smaller files") from None
             if message["type"] == "http.disconnect":
                 raise LeftError
             seen += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            if seen > self.limits.body_bytes:
-                raise RefusedError(413, self._too_large())
+            if seen > self._most(request):
+                raise RefusedError(413, self._too_large(request))
             return message
 
         return bounded
 
-    def _too_large(self) -> str:
-        return f"the request is too large: {self.limits.body_bytes >> 20} MiB is the limit; send fewer pictures at once"
+    def _too_large(self, request: Request) -> str:
+        what = "put the file beside the server" if request.scope["path"] == MODEL else "send fewer pictures at once"
+        return f"the request is too large: {self._most(request) >> 20} MiB is the limit; {what}"
 
 
 def _takes_long(request: Request) -> bool:
-    """Whether a request brings pictures, or asks for what is computed; plans are short."""
+    """Whether a request brings pictures, or asks for what is computed; plans and orders are short."""
     path = str(request.scope["path"])
     if request.method in ("GET", "HEAD"):
         return path.startswith("/api/assemblies/")
-    return path != "/api/plan"
+    return path != "/api/plan" and not path.startswith("/api/makings")
 
 
 def _check_single(request: Request) -> None:

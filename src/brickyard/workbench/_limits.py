@@ -28,6 +28,17 @@ class Limits:
         each: Of these, requests of one visitor.
         computing: Requests that compute at once.
         wait: Seconds that a request waits for those before it.
+        model_bytes: Bytes of an uploaded model.
+        model_seconds: Time that one may take to arrive.
+        kept_bytes: Bytes of all uploads that are kept; those that nothing needs go, the oldest first.
+        kept_files: How many they may be.
+        order_bytes: Bytes of an order for a brick.
+        makings: Bricks that are made at once, each in a process of its own.
+        makings_each: Of these, those of one visitor; more wait.
+        makings_waiting: Bricks of one visitor that wait, at most; and four times as many of all visitors.
+        makings_kept: Bricks in the making, or made, that are remembered.
+        making_seconds: Time after which a process that makes a brick is ended.
+        sizes: Sizes of one brick.
 
     Example:
         >>> from brickyard.workbench._limits import Limits
@@ -53,3 +64,14 @@ class Limits:
     each: int = 1
     computing: int = 2
     wait: float = 120.0
+    model_bytes: int = 512 << 20
+    model_seconds: float = 600.0
+    kept_bytes: int = 2 << 30
+    kept_files: int = 4_000
+    order_bytes: int = 1 << 20
+    makings: int = 2
+    makings_each: int = 1
+    makings_waiting: int = 4
+    makings_kept: int = 24
+    making_seconds: float = 7_200.0
+    sizes: int = 8

@@ -51,7 +51,7 @@ function tell(text) {
 }
 
 function complain(id, error) {
-  const text = error ? error.message || String(error) : "";
+  const text = error ? (error.message || String(error)) + (error.code ? ` (${error.code})` : "") : "";
   $(id).textContent = text;
   $(id).hidden = !text;
 }
@@ -75,13 +75,14 @@ async function ask(path, options = {}) {
     window.clearInterval(watch);
   }
   if (answer.ok) return answer;
-  let text = `the workbench returned error ${answer.status}`;
+  const problem = new Error(`the workbench returned error ${answer.status}`);
   try {
     const body = await answer.json();
-    if (typeof body.error === "string") text = body.error;
-    else if (typeof body.detail === "string") text = body.detail;
+    if (typeof body.error === "string") problem.message = body.error;
+    else if (typeof body.detail === "string") problem.message = body.detail;
+    if (typeof body.code === "string") problem.code = body.code;
   } catch { /* the number has to do */ }
-  throw new Error(text);
+  throw problem;
 }
 
 const brickOf = (name) => state.yard.bricks.find((brick) => brick.name === name);
@@ -110,8 +111,9 @@ function drawYard() {
   $("bricks").replaceChildren(...found.slice(0, state.shown).map(card));
   $("more").hidden = found.length <= state.shown;
   const empty = state.yard.bricks.length === 0;
-  $("yard-empty").textContent = empty ? "This yard is empty. Cut components with “brickyard disassemble”, then add them with “brickyard yard add”." : "No bricks match. Try a different search.";
-  $("yard-empty").hidden = found.length > 0;
+  $("welcome").hidden = !empty;
+  $("filters").hidden = empty;
+  $("yard-empty").hidden = empty || found.length > 0;
   drawLeftOut(state.yard.left_out);
 }
 
@@ -644,6 +646,25 @@ function listen() {
   });
 }
 
+// What the yard has now: at first, and after a brick was made.
+function takeYard() {
+  const sources = new Map(state.yard.bricks.map((brick) => [brick.source_sha256, brick.source]));
+  const alike = (name) => [...sources.values()].filter((other) => other === name).length > 1;
+  const before = $("filter-source").value;
+  $("filter-source").replaceChildren(
+    make("option", { value: "" }, "All sources"),
+    ...[...sources].map(([key, name]) => make("option", { value: key }, alike(name) ? `${name} (${key.slice(0, 6)})` : name)),
+  );
+  $("filter-source").value = sources.has(before) ? before : "";
+  $("yard-name").textContent = `${several(state.yard.bricks.length, "brick")} from ${several(sources.size, "source")} in the yard “${state.yard.yard}”`;
+  state.most = { parameters: 1, flops: 1 };
+  for (const brick of state.yard.bricks) {
+    for (const name of ["parameters", "flops"]) state.most[name] = Math.max(state.most[name], brick[name]);
+  }
+  drawYard();
+  drawWall();
+}
+
 async function start() {
   listen();
   try {
@@ -653,10 +674,6 @@ async function start() {
     complain("tray-error", error);
     return;
   }
-  const sources = new Map(state.yard.bricks.map((brick) => [brick.source_sha256, brick.source]));
-  const alike = (name) => [...sources.values()].filter((other) => other === name).length > 1;
-  for (const [key, name] of sources) $("filter-source").append(make("option", { value: key }, alike(name) ? `${name} (${key.slice(0, 6)})` : name));
-  $("yard-name").textContent = `${several(state.yard.bricks.length, "brick")} from ${several(sources.size, "source")} in the yard “${state.yard.yard}”`;
   for (const form of state.yard.forms) $("form").append(make("option", { value: form.name }, form.name));
   for (const scaling of state.yard.scalings) $("scaling").append(make("option", { value: scaling.name }, scaling.name + (scaling.few_shot ? " (needs a few pictures)" : "")));
   const own = ["form", "scaling", "on_duplicate"];
@@ -666,13 +683,9 @@ async function start() {
     return make("label", {}, input, ` ${choice.text}`);
   }));
   $("options").append(...state.yard.options.filter((item) => !own.includes(item.name)).map(control));
-  state.most = { parameters: 1, flops: 1 };
-  for (const brick of state.yard.bricks) {
-    for (const name of ["parameters", "flops"]) state.most[name] = Math.max(state.most[name], brick[name]);
-  }
   explain();
-  drawYard();
-  drawWall();
+  takeYard();
+  await startMaking();
 }
 
 start();
