@@ -1,22 +1,16 @@
 """What is said while work goes on: notes, steps, and progress with the time left.
 
 Notes go to standard error. Steps are records of the logger "brickyard". Progress is a bar on a terminal; elsewhere it
-is records of the logger "brickyard.progress", at most one every thirty seconds. The command line prints these.
+is records of the logger "brickyard.progress", at most one every thirty seconds. The command line prints these, and
+a listener may be told them in place of a bar.
 """
-
-
-"""A progress bar with the time left, on standard error, and only when that is a terminal; or told to a listener."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-    """Show a bar of `total` units while the body runs, or log how far it is; None: it counts."""
-    if _heard:
-        yield _told(_heard[-1], text, total)
-        return
-    if _quiet or not speaks():
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
@@ -118,11 +112,67 @@ def speaks() -> bool:
     return alone or os.environ.get("RANK", "0") == "0"
 
 
-    """Show a bar of `total` units while the body runs, or log how far it is; None: it counts."""
-    if _heard:
-        yield _told(_heard[-1], text, total)
-        return
-    if _quiet or not speaks():
+class _Lines:
+    """Logs how far a work is, where no terminal shows a bar. All works share one pace: they may lie in each other."""
+
+    told: float | None = None  # when the last line was logged, or the first work began
+
+    def __init__(self, text: str, total: float | None) -> None:
+        self.text, self.total, self.done, self.began = text, total, 0.0, _clock()
+        if _Lines.told is None:
+            _Lines.told = self.began
+
+    def __call__(self, amount: float = 1, *, text: str | None = None) -> None:
+        self.done += amount
+        self.text = self.text if text is None else text
+        now = _clock()
+        if _Lines.told is not None and now - _Lines.told < EVERY:
+            return
+        _Lines.told = now
+        _LINES.info("%s: %s", shown(self.text, keep=""), self._far(now - self.began))
+
+    def _far(self, took: float) -> str:
+        if self.total is None:
+            return f"{self.done:,.0f} so far"
+        left = took / self.done * max(0.0, self.total - self.done) if self.done > 0 else 0.0
+        return f"{self.done:,.6g} of {self.total:,.6g}" + (f", about {span(left)} left" if left else "")
+
+
+Hear = Callable[[str, float, float | None], None]
+"""Told what is done, how much of it, and of how much in all, if that is known."""
+
+_heard: list[Hear] = []
+
+
+@contextmanager
+def listening(hear: Hear) -> Iterator[None]:
+    """While the body runs, tell all progress of this process to a function, in place of drawing bars.
+
+    Example:
+        >>> from brickyard.runtime._progress import bar, listening
+        >>> with listening(lambda text, done, total: print(text, done, total)), bar("counting", 3) as advance:
+        ...     advance(2)
+        counting 0 3
+        counting 2 3
+    """
+    _heard.append(hear)
+    try:
+        yield
+    finally:
+        _heard.remove(hear)
+
+
+def _told(hear: Hear, text: str, total: float | None) -> Advance:
+    """What tells a listener of a bar's progress."""
+    at: dict[str, Any] = {"text": text, "done": 0}
+
+    def advance(amount: float = 1, *, text: str | None = None) -> None:
+        at["done"] += amount
+        at["text"] = at["text"] if text is None else text
+        hear(at["text"], at["done"], total)
+
+    hear(text, 0, total)
+    return advance
 
 
 @contextmanager
