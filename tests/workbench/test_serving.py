@@ -484,7 +484,7 @@ def test_only_this_machine_is_let_in_without_a_token(yard, monkeypatch) -> None:
     monkeypatch.setattr(module, "server", lambda app: Nothing())
     from brickyard.workbench import _app as package
 
-    monkeypatch.setattr(package, "create_app", lambda yard, *, token, hosts: made.append(token))
+    monkeypatch.setattr(package, "create_app", lambda yard, *, token, **other: made.append(token))
     for host in ("127.0.0.1", "localhost", "0.0.0.0"):
         command.workbench(yard.path, host=host, port=0)
     assert made[:2] == [None, None]
@@ -494,7 +494,9 @@ def test_only_this_machine_is_let_in_without_a_token(yard, monkeypatch) -> None:
     command.workbench(yard.path, host="localhost", port=0)
     command.workbench(yard.path, host="0.0.0.0", port=0)
     assert made[3] is not None
-    assert len({made[2], made[3], made[4]}) == 3
+    command.workbench(yard.path, host="127.0.0.1", port=0, ask_token=True)
+    assert None not in made[5:]
+    assert len(set(made[2:])) == 4
     monkeypatch.undo()
     assert "--host" in run("workbench", "--yard", yard.path, "--host", "", code=1).stderr
 

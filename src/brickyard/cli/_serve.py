@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from brickyard.base._errors import OptionError
-from brickyard.runtime._progress import put
+from brickyard.runtime._progress import put, say
 
 
 def workbench(
@@ -26,6 +26,9 @@ def workbench(
         str, Option(help="Listen on this address; any but the local machine requires a token.")
     ] = "127.0.0.1",
     port: Annotated[int, Option(help="Listen on this port; 0 picks a free one.", min=0, max=65535)] = 8000,
+    ask_token: Annotated[
+        bool, Option("--token", help="Require a token on the local machine too, for machines that others use.")
+    ] = False,
     open_page: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Serve a local web page for building classifiers from a yard."""
@@ -44,7 +47,7 @@ def workbench(
     place = _bound(host, port)
     with place:
         local = is_local(host) and is_local(place.getsockname()[0])  # a name may lead elsewhere than it says
-        token = None if local else secrets.token_urlsafe(24)
+        token = None if local and not ask_token else secrets.token_urlsafe(24)
         names = (*LOCAL, host) if local else (*LOCAL, host, socket.gethostname(), socket.getfqdn())
         new = not yard.exists()
         app = create_app(Yard(yard, create=True), sources=sources, token=token, hosts=names)

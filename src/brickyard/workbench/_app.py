@@ -14,9 +14,9 @@ from fastapi.responses import JSONResponse, Response
 
 from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
 from brickyard.base._messages import shown
-from brickyard.workbench._bench import SOURCES, Bench, BusyError, GoneError, Plan
+from brickyard.workbench._bench import SOURCES, Bench, Plan
 from brickyard.workbench._guard import LOCAL, Guard, RefusedError
-from brickyard.workbench._limits import Limits
+from brickyard.workbench._limits import BusyError, GoneError, Limits
 from brickyard.workbench._line import Line
 from brickyard.workbench._making_routes import add_routes
 from brickyard.workbench._requests import content_of, form_of, json_of

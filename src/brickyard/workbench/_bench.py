@@ -22,7 +22,7 @@ from brickyard.assembly._assemble import assemble, assembly_manifest
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._declare import Opt, declared, flat
-from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.base._messages import told
 from brickyard.base._options import SCALINGS as SCALING_HELP
 from brickyard.base._options import AssembleOptions
@@ -35,7 +35,7 @@ from brickyard.reports._page import report
 from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import SCALINGS, scale
 from brickyard.workbench import _pictures as pictures
-from brickyard.workbench._limits import Limits
+from brickyard.workbench._limits import BusyError, GoneError, Limits
 from brickyard.workbench._overlap import level, measured, predicted
 from brickyard.yard._index import Entry
 from brickyard.yard._yard import SAMPLES, Yard
@@ -60,14 +60,6 @@ CELLS = 48  # in the picture of one axis
 MANIFESTS = 512  # manifests that are kept
 SOURCES = "sources"  # a folder in a yard for models and pictures to make bricks from
 LEFT_OUT = 20  # files without a brick of which the page says why, at most
-
-
-class GoneError(BrickyardError):
-    """A classifier is not kept any more."""
-
-
-class BusyError(BrickyardError):
-    """Another request takes too long."""
 
 
 def form_options() -> dict[str, Opt]:

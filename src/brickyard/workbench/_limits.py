@@ -1,8 +1,18 @@
-"""What a client may send and keep."""
+"""What a client may send and keep, and the errors of one that asks for more or comes too late."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from brickyard.base._errors import BrickyardError
+
+
+class GoneError(BrickyardError):
+    """What was asked for is not kept any more."""
+
+
+class BusyError(BrickyardError):
+    """There is no time or room for it now."""
 
 
 @dataclass(frozen=True, kw_only=True)

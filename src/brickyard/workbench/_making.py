@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from brickyard.base._errors import OptionError
-from brickyard.workbench._bench import BusyError, GoneError
-from brickyard.workbench._limits import Limits
+from brickyard.workbench._limits import BusyError, GoneError, Limits
 from brickyard.workbench._orders import Order, size_name
 from brickyard.workbench._shelf import BUILT_IN, Shelf
 from brickyard.workbench._store import Store

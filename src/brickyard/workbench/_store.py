@@ -12,7 +12,7 @@ from pathlib import Path
 
 from brickyard.base._errors import DataError, FileError
 from brickyard.workbench import _pictures as pictures
-from brickyard.workbench._limits import Limits
+from brickyard.workbench._limits import BusyError, GoneError, Limits
 from brickyard.workbench._shelf import MODELS
 
 KINDS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "GIF": ".gif", "BMP": ".bmp", "WEBP": ".webp"}
@@ -97,12 +97,12 @@ class Store:
         """What was sent under a key.
 
         Raises:
-            FileError: It is gone, or of another kind.
+            GoneError: It is gone, or of another kind.
         """
         with self._lock:
             upload = self._kept.get(key)
         if upload is None or upload.kind != kind:
-            raise FileError("workbench-gone", GONE)
+            raise GoneError("workbench-gone", GONE)
         return upload
 
     def hold(self, keys: Iterable[str], change: int) -> None:
@@ -117,14 +117,14 @@ class Store:
         """Make room for so many bytes.
 
         Raises:
-            FileError: All that is kept is in use.
+            BusyError: All that is kept is in use.
         """
         with self._lock:
             idle = [key for key in self._kept if key not in self._used]
             total = sum(upload.bytes for upload in self._kept.values())
             while total + size > self.limits.kept_bytes or len(self._kept) >= self.limits.kept_files:
                 if not idle:
-                    raise FileError("workbench-full", "the workbench has no room for more uploads; try again later")
+                    raise BusyError("workbench-full", "the workbench has no room for more uploads; try again later")
                 gone = self._kept.pop(idle.pop(0))
                 gone.path.unlink(missing_ok=True)
                 total -= gone.bytes
