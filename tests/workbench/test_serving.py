@@ -14,6 +14,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -484,7 +485,13 @@ def test_only_this_machine_is_let_in_without_a_token(yard, monkeypatch) -> None:
     monkeypatch.setattr(module, "server", lambda app: Nothing())
     from brickyard.workbench import _app as package
 
-    monkeypatch.setattr(package, "create_app", lambda yard, *, token, **other: made.append(token))
+    class App:
+        state = SimpleNamespace(makings=contextlib.ExitStack())  # which is closed at the end
+
+        def __init__(self, yard, *, token, **others) -> None:
+            made.append(token)
+
+    monkeypatch.setattr(package, "create_app", App)
     for host in ("127.0.0.1", "localhost", "0.0.0.0"):
         command.workbench(yard.path, host=host, port=0)
     assert made[:2] == [None, None]
