@@ -236,11 +236,12 @@ WITHOUT: dict[str, str] = {
                     "scaled",
                     "side_by_side",
                     "signals",
+                    "unknown",
                 ]
             ),
             *(f"Component.{n}" for n in ["forward", "head", "judged", "logits", "look", "observe"]),
             *(f"Component.{n}" for n in ["of_source", "preprocess", "strangeness_of"]),
-            *(f"gnn.GraphAssembly.{n}" for n in ["energies", "forward", "laid", "scaled", "side_by_side"]),
+            *(f"gnn.GraphAssembly.{n}" for n in ["energies", "forward", "laid", "scaled", "side_by_side", "unknown"]),
             *(f"gnn.GraphComponent.{n}" for n in ["forward", "head", "of_source"]),
             *(f"gnn.GraphNetwork.{n}" for n in ["forward", "steps", "walk"]),
             *(f"network.Network.{n}" for n in ["advance", "forward", "step", "taken", "walk"]),
@@ -250,7 +251,8 @@ WITHOUT: dict[str, str] = {
     ),
     **dict.fromkeys(
         [
-            *(f"Assembly.{n}" for n in ["components", "distinct_networks", "networks", "shaped_networks"]),
+            *(f"Assembly.{n}" for n in ["components", "distinct_networks", "networks", "plot", "shaped_networks"]),
+            *("Component.plot", "gnn.GraphAssembly.plot", "gnn.GraphComponent.plot"),
             *(
                 f"network.Network.{n}"
                 for n in ["dead_after", "from_spec", "holder", "layer", "overwrites", "tensor", "to_spec"]
