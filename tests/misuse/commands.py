@@ -43,16 +43,16 @@ def environment(command: str, *quoted: str, **env: str) -> Shell:
 
 
 MISSING = {
-    **dict.fromkeys(("train",), "network"),
-    **dict.fromkeys(("locate", "disassemble", "routes"), "source"),
-    **dict.fromkeys(("assemble", "report"), "files"),
-    **dict.fromkeys(("evaluate", "predict", "export", "push", "distil"), "file"),
-    "show": "item",
-    "build": "recipe",
+    **dict.fromkeys(("train",), "NETWORK"),
+    **dict.fromkeys(("locate", "disassemble", "routes"), "SOURCE"),
+    **dict.fromkeys(("assemble", "report"), "FILES"),
+    **dict.fromkeys(("evaluate", "predict", "export", "push", "distil"), "FILE"),
+    "show": "ITEM",
+    "build": "RECIPE",
     "workbench": "--yard",
-    "yard add": "files",
-    "yard show": "name",
-    "yard rm": "names",
+    "yard add": "FILES",
+    "yard show": "NAME",
+    "yard rm": "NAMES",
 }
 
 
@@ -129,10 +129,7 @@ ALONE: dict[str, str | None] = {"RANK": "3", "WORLD_SIZE": None}
 NARROW: dict[str, str | None] = {"COLUMNS": "20", "NO_COLOR": "1", "TERM": "dumb"}
 
 COMMANDS: dict[str, Any] = {
-    **{
-        f"{name}: no arguments": usage(name, f"'{what if what[0] == '-' else what.upper()}'")
-        for name, what in MISSING.items()
-    },
+    **{f"{name}: no arguments": usage(name, f"'{what}'") for name, what in MISSING.items()},
     **{
         f"{name}: an option that is none": usage(f"{name} --colour", "--colour")
         for name in ("demo", *MISSING, "yard list", "yard search", "yard verify")

@@ -139,29 +139,21 @@ def strangers_text(manifest: ComponentManifest | AssemblyManifest) -> str:
     return f"not known, so none is turned away: {which} cut from too few labelled images, or by an earlier version"
 
 
-ADVICE = "cut it again with labelled images (--data, or images=), eight or more and several per class"
-
-
 def missing_texts(manifest: ComponentManifest) -> list[str]:
     """Say what assembling will refuse, or do less well, since it was not measured when the component was cut."""
     known = manifest.statistics
-    refused = []
-    if known is None:
-        refused += ["logit-mean"]
-    if known is None or not known.magnitude:
-        refused += ["magnitude"]
-    if known is None or known.familiarity is None:
-        refused += ["mahalanobis", "lda"]
-    texts = []
+    refused = ["logit-mean"] * (known is None) + ["magnitude"] * (known is None or not known.magnitude)
+    refused += ["mahalanobis", "lda"] * (known is None or known.familiarity is None)
+    lacking = []
     if refused:
-        texts.append(f"cannot be scaled by {' or '.join(refused)}; {ADVICE}")
-    if manifest.outputs != "one":
-        return texts
-    if known is None or known.energy is None:
-        texts.append(f"scaling auto will leave its logits as they are; {ADVICE}")
-    elif known.familiarity is None:
-        texts.append(f"scaling auto cannot look at the values inside it; {ADVICE}")
-    return texts
+        last = f" or {refused[-1]}" if len(refused) > 1 else ""
+        lacking.append(f"cannot be scaled by {', '.join(refused[: -1 if last else None])}{last}")
+    if manifest.outputs == "one" and (known is None or known.energy is None):
+        lacking.append("scaling auto will leave its logits as they are")
+    elif manifest.outputs == "one" and known is not None and known.familiarity is None:
+        lacking.append("scaling auto cannot look at the values inside it")
+    advice = "cut it again with labelled images (--data, or images=), at least 8, and several per class"
+    return [f"{', and '.join(lacking)}; {advice}"] if lacking else []
 
 
 def later_texts(manifest: ComponentManifest) -> list[str]:
