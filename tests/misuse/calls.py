@@ -190,7 +190,9 @@ CALLS: dict[str, Callable[[Models], Any]] = {
     "reports.report": lambda m: report(
         [m.component, m.assembly, m.relevance], data=[DATA, [DATA, DATA], DATA], sources=[m.source]
     ),
-    "reports.write_report": lambda m: write_report(m.place("page.html"), [m.component], data=[DATA]),
+    "reports.write_report": lambda m: write_report(
+        m.place("page.html"), [m.component], data=[DATA], including_calibration=True
+    ),
     "sources.save_source": lambda m: save_source(
         m.place("source.safetensors"),
         Source(m.source, "residual", ("0", "1", "2", "3"), by.Preprocessing(), (3, 8, 8)),
