@@ -295,7 +295,7 @@ def test_blocks_of_pages_run(name, tmp_path, monkeypatch, capsys) -> None:
         model, images = chain(), torch.rand(40, 3, 8, 8)
         data = images, torch.arange(40) % 4
         relevance = by.locate(model, data, classes=["cat", "dog", "hen", "pig"])
-        given = {"model": model, "relevance": relevance, "test_images": data}
+        given = {"model": model, "relevance": relevance, "test_images": (torch.rand(40, 3, 8, 8), data[1])}
     names = run_blocks(DOCS / name, **given)
     PAGES[name](capsys.readouterr().out, names)
 

@@ -104,7 +104,7 @@ def test_the_way_from_sources_to_a_classifier(work) -> None:
 
 
 def test_evaluate_prints_json_and_csv(typed, tmp_path) -> None:
-    own = "--data W/a-train --source W/a.source.st"
+    own = "--data W/a-train --including-calibration --source W/a.source.st"
     rows = printed(typed(f"evaluate W/a.st {own} --no-latency --json --csv F/rows.csv"))["rows"]
     assert [row["name"] for row in rows] == ["base", "restricted", "component"]
     assert rows[2]["accuracy"] > 80
@@ -228,7 +228,7 @@ def test_the_version() -> None:
 def test_routes_and_report_say_what_the_files_say(typed, work, tmp_path) -> None:
     picture, page = tmp_path / "routes.svg", tmp_path / "report.html"
     routes = "routes W/a.source.st --relevance W/a.relevance.st --classes"
-    value = printed(typed(f"{routes} 0,2 --data W/a-train --seeds 2 -o F/routes.svg --json"))
+    value = printed(typed(f"{routes} 0,2 --data W/a-train --including-calibration --seeds 2 -o F/routes.svg --json"))
     assert value["classes"] == ["0", "2"]
     located = by.load(work / "a.relevance.safetensors")
     for entry in value["relevant"][1:-1]:
@@ -239,11 +239,11 @@ def test_routes_and_report_say_what_the_files_say(typed, work, tmp_path) -> None
     other = routes.replace("a.source", "b.source")
     assert "routes.svg" in typed(f"{other} 0 -o F/routes.svg", 1).output
     assert ".svg" in typed(f"{other} 0 -o F/report.html", 1).output
-    data = "--data W/a-train --data W/a-train --data W/b-train --source W/a.source.st"
+    data = "--data W/a-train --data W/a-train --data W/b-train --source W/a.source.st --including-calibration"
     value = printed(typed(f"report W/a.st W/ab.st --relevance W/a.relevance.st {data} -o F/report.html --json"))
     assert value["items"] == ["a.safetensors", "ab.safetensors", "a.relevance.safetensors"]
     assert value["bytes"] == len(page.read_bytes())
-    row = printed(typed("evaluate W/a.st --data W/a-train --no-latency --json"))["rows"][-1]
+    row = printed(typed("evaluate W/a.st --data W/a-train --including-calibration --no-latency --json"))["rows"][-1]
     assert f"<td><bdi>{row['accuracy']:.1f}±{row['error']:.1f}</bdi></td>" in page.read_text(encoding="utf-8")
     for line, message in [
         ("W/a.relevance.st -o F/report.html", "report.html"),

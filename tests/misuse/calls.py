@@ -189,9 +189,14 @@ CALLS: dict[str, Callable[[Models], Any]] = {
     "network.fuse": lambda m: fuse(m.component.network, X[:2].to(kind(m.component))),
     "reports.model_card": lambda m: model_card(m.component),
     "reports.report": lambda m: report(
-        [m.component, m.assembly, m.relevance], data=[DATA, [DATA, DATA], DATA], sources=[m.source]
+        [m.component, m.assembly, m.relevance],
+        data=[DATA, [DATA, DATA], DATA],
+        sources=[m.source],
+        including_calibration=True,
     ),
-    "reports.write_report": lambda m: write_report(m.place("page.html"), [m.component], data=[DATA]),
+    "reports.write_report": lambda m: write_report(
+        m.place("page.html"), [m.component], data=[DATA], including_calibration=True
+    ),
     "sources.save_source": lambda m: save_source(
         m.place("source.safetensors"),
         Source(m.source, "residual", ("0", "1", "2", "3"), by.Preprocessing(), (3, 8, 8)),

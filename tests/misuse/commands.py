@@ -103,7 +103,7 @@ def all_scores(place: Place, result: Any) -> None:
 
 def one_part(place: Place, result: Any) -> None:
     """The page of an assembly of one part has the accuracy that `evaluate` finds."""
-    score = ("evaluate", "W/one.safetensors", "--data", "W/train", "--no-latency", "--json")
+    score = ("evaluate", "W/one.safetensors", "--data", "W/train", "--including-calibration", "--no-latency", "--json")
     row = json.loads(shell(place, *score).stdout)["rows"][-1]
     page = (place.folder / "page.html").read_text(encoding="utf-8")
     assert f"<td><bdi>{row['accuracy']:.1f}±{row['error']:.1f}</bdi></td>" in page
@@ -248,6 +248,6 @@ COMMANDS: dict[str, Any] = {
         ["evaluate", "W/a.safetensors", "--data", "digits", "--no-latency", "--json"], all_scores, note="left out"
     ),
     "a report of an assembly of one part": Printed(
-        ["report", "W/one.safetensors", "--data", "W/train", "-o", "F/page.html"], one_part
+        ["report", "W/one.safetensors", "--data", "W/train", "--including-calibration", "-o", "F/page.html"], one_part
     ),
 }

@@ -205,7 +205,18 @@ def test_birds_of_a_folder_by_one_command(shared: Path, birds: Path, photographs
     made = by.load(part)
     assert made.manifest.selection.flops <= 0.5 * made.manifest.source.flops
     rows = json.loads(
-        run("evaluate", part, "--data", birds, "--source", given[0], "--weights", weights, "--json").stdout
+        run(
+            "evaluate",
+            part,
+            "--data",
+            birds,
+            "--including-calibration",
+            "--source",
+            given[0],
+            "--weights",
+            weights,
+            "--json",
+        ).stdout
     )
     accuracy = {row["name"]: row["accuracy"] for row in rows["rows"]}
     assert accuracy["restricted"] == accuracy["component"] == 100.0

@@ -289,6 +289,8 @@ class Images:
             yield images, labels
 
     def _batches(self, order: list[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if not order:  # as of a class without images
+            return
         if self._data is not None:
             labels = self._data.labels[torch.tensor(order, dtype=torch.long)].split(batch_size)
             yield from zip(self._data.batches(batch_size, order), labels, strict=True)
