@@ -264,6 +264,7 @@ WITHOUT: dict[str, str] = {
             ),
             *(f"network.Network.{n}" for n in ["reachable", "with_steps"]),
             *("scaling.Gate.blank", "yard.ranked"),
+            *(f"{one}.plot" for one in ("Assembly", "Component", "gnn.GraphAssembly", "gnn.GraphComponent")),
         ],
         STRUCTURE,
     ),

@@ -174,6 +174,9 @@ def test_the_top_says_what_was_measured(made) -> None:
     row = by.evaluate(items[0], TEST, source=source, latency=False).row("component")
     lost = f"loses {row.drop:.1f} points" if row.drop else "loses nothing"
     assert f"{lost} against its source on the same classes: {row.accuracy:.1f} % of {row.images} images" in alone
+    stored = report([items[1]])
+    assert " images right, as stored in the file." in stored
+    assert "as stored in the file" not in text + alone
     assert "no accuracy is known" in report([items[0]])
     assert "no accuracy is known" not in text
 

@@ -78,6 +78,7 @@ def _lost(entry: Entry, item: Component | Assembly) -> str:
     if row.auroc is not None and len(entry.classes) == 1:
         value, drop, unit = row.auroc, row.auroc_drop, "AUROC on {:,} {}"
     right = f"{value:.1f} {unit.format(row.images, NAMES[len(item.input_shape) - 1])}"
+    right += "" if entry.images is not None else ", as stored in the file"
     if drop is None:
         return right
     change = "loses nothing" if abs(drop) < 0.05 else f"{'loses' if drop > 0 else 'gains'} {abs(drop):.1f} points"
