@@ -60,7 +60,7 @@ def test_from_an_empty_yard_to_a_brick_and_an_answer(page, tmp_path) -> None:
 
     expect(page.locator("#welcome")).to_contain_text("This yard is empty")
     button("New brick from your own model").click()
-    page.get_by_label("Weights").select_option("digits.safetensors")
+    page.locator("#new-file").select_option("digits.safetensors")
     button("Next").click()
     expect(page.locator("#new-data")).to_have_value("digits")
     button("Show the classes").click()
@@ -92,6 +92,7 @@ def test_from_an_empty_yard_to_a_brick_and_an_answer(page, tmp_path) -> None:
     assert part.manifest.selection.budget["flops"] == 0.3
     button("Add brick mine").click()
     button("Assemble").click()
+    expect(page.locator("#made")).to_contain_text("One classifier of 1 brick")
     test = load_data("digits", split="test")
     place = int((test.labels == 7).nonzero()[0])
     shown = [{"name": "seven.png", "mimeType": "image/png", "buffer": encoded(test.images[place])}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -206,7 +207,7 @@ def _sent(source: Source, shown: list[dict[str, Any]], folder: Path) -> Shown:
         place = folder / SENT
         place.mkdir()
         for number, path in enumerate(others):
-            (place / f"{number:05}{Path(path).suffix}").hardlink_to(path)
+            shutil.copyfile(path, place / f"{number:05}{Path(path).suffix}")
         return Shown(resolve.answered(source, place, resolve.kind_of(source, None), check_savable), None, guessed=True)
     most = len(source.classes)
     if (label := max(item["label"] for item in known)) >= most:

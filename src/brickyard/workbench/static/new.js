@@ -5,7 +5,8 @@ const STEPS = ["source", "pictures", "classes", "size"];
 const SIZES = [1, 0.7, 0.5, 0.4, 0.3];
 const SHOWN_CLASSES = 120;
 const BATCH = 40 * 2 ** 20; // bytes of pictures that are sent at once
-const POLL = 600;
+const POLL = 600; // milliseconds
+const CLOSE = 0.01; // to the best agreement: the smallest such size is chosen at first
 
 const fresh = () => ({ step: "source", source: null, looked: "", model: null, own: [], picked: [], making: null, timer: null, sent: 0, chosen: null, named: false });
 let brick = fresh();
@@ -325,7 +326,8 @@ const ready = () => brick.making.points.filter((point) => !point.error);
 
 function chosenPoint() {
   if (!made() || !ready().length) return null;
-  return ready().find((point) => point.size === brick.chosen) || ready()[0];
+  const best = Math.max(...ready().map((point) => point.agreement ?? 0));
+  return ready().find((point) => point.size === brick.chosen) || ready().find((point) => (point.agreement ?? 0) >= best - CLOSE);
 }
 
 function drawWork() {
@@ -513,5 +515,6 @@ function listenNew() {
   $("class-filter").addEventListener("input", drawClasses);
   $("join-button").addEventListener("click", join);
   $("size").addEventListener("input", () => { brick.chosen = ready()[Number($("size").value)].size; drawWork(); drawSteps(); });
+  window.addEventListener("resize", () => { if (made() && brick.step === "size") drawWork(); });
   $("brick-name").addEventListener("input", () => { brick.named = true; });
 }
