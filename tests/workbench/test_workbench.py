@@ -477,5 +477,6 @@ def test_the_command_serves_the_page(digits_yard) -> None:
 
 
 def test_the_command_says_what_is_wrong(tmp_path) -> None:
-    assert "none" in run("workbench", "--yard", tmp_path / "none", code=1).stderr
+    (tmp_path / "none").write_text("no folder")
+    assert "none" in run("workbench", "--yard", tmp_path / "none", "--port", "0", code=1).stderr
     assert "203.0.113.1" in run("workbench", "--yard", tmp_path, "--host", "203.0.113.1", code=1).stderr
