@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import inspect
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from griffe import Extension, Function, Object, Parameter, ParameterKind, Parameters
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent
@@ -48,6 +50,40 @@ def _parameter(item: inspect.Parameter) -> Parameter:
     default = None if item.default is item.empty else repr(item.default)
     annotation = item.annotation if isinstance(item.annotation, str) else inspect.formatannotation(item.annotation)
     return Parameter(item.name, annotation=annotation, kind=ParameterKind(item.kind.description), default=default)
+
+
+def on_config(config: Any) -> Any:
+    """Name the version at the foot of pages, and let blocks of mathematics become MathML: browsers need no script."""
+    config.copyright = f"Brickyard {version()}, Apache-2.0"
+    fence = {"name": "math", "class": "math", "format": lambda source, *_, **__: mathml(source, "block")}
+    config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
+    return config
+
+
+def on_page_content(text: str, **_: Any) -> str:
+    """Let mathematics within lines become MathML too."""
+    pattern = r'<span class="arithmatex">\\\((.*?)\\\)</span>'
+    return re.sub(pattern, lambda match: mathml(html.unescape(match[1]), "inline"), text, flags=re.S)
+
+
+def version() -> str:
+    """The version of what is described."""
+    found = re.search(r'__version__ = "(.+)"', (ROOT / "src/brickyard/_version.py").read_text())
+    if found is None:
+        raise ValueError("src/brickyard/_version.py names no version")
+    return found[1]
+
+
+def mathml(source: str, display: str) -> str:
+    """A formula of LaTeX as an element of MathML.
+
+    Raises:
+        ValueError: It has a command that is not understood, which would be shown as it is written.
+    """
+    found: str = convert(source, display=display)
+    if "\\" in re.sub(r"<[^>]*>", "", html.unescape(found)):
+        raise ValueError(f"a formula has a command that is not understood: {source!r}")
+    return f'<div class="math">{found}</div>' if display == "block" else found
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -26,7 +26,7 @@ PAGE = Path(__file__).parents[1] / "docs/howto/first-classifier.md"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HOW = Preprocessing(size=(32, 32), channels=3, mean=(0.5,), std=(0.5,))
 OPTIONS = "--size 32 --mean 0.5 --std 0.5"
-INSTALL = "pip install 'brickyard[torchvision,onnx]'"
+INSTALL = "pip install './brickyard[torchvision,onnx]'"
 COMMANDS = (
     f"brickyard disassemble torchvision:resnet18 --weights lower.pt --data lower/ {OPTIONS} --task zero,two,three "
     "--flops 0.5 -o lower.safetensors",
@@ -79,7 +79,8 @@ def page(shown: str) -> str:
 
 You have two trained torchvision networks, `lower.pt` and `upper.pt`, and the images they were trained on, in folders
 with `train` and `test` subfolders that contain one folder per class. Six commands build one ONNX classifier from three
-classes of the first network and two of the second. `python benchmarks/transcript.py` ran them and wrote this page.
+classes of the first network and two of the second. The first [installs Brickyard](../install.md) from its checkout in
+`brickyard/`. `python benchmarks/transcript.py` ran the others and wrote this page.
 
 ```console
 {shown}
@@ -88,7 +89,7 @@ classes of the first network and two of the second. `python benchmarks/transcrip
 How to read the output: `FLOPs` and `parameters` show how much of each source remains. `oracle` is the accuracy when
 every image is sent to the right part; `assembled` is the accuracy of the classifier with all five classes competing.
 The ONNX file takes unprocessed images of any size, (batch, 3, height, width) in [0, 1]. It was compared with PyTorch
-before it was written. [Getting out](../export.md) shows how to run it.
+before it was written. [Export](../export.md) shows how to run it.
 """
 
 

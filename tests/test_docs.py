@@ -122,7 +122,7 @@ def test_a_browser_asks_nobody_else(site) -> None:
         page = chromium.new_page(viewport={"width": 390, "height": 800})
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: problems.append(str(error)))
-        for name in ("index", "howto/two-models", "reference/python", "tutorial", "results/speed"):
+        for name in ("index", "method", "howto/two-models", "reference/python", "tutorial", "results/speed"):
             page.goto(f"{home}{name}.html", wait_until="networkidle")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is too wide"
         chromium.close()
@@ -166,6 +166,20 @@ def test_examples_are_shown_as_code(site) -> None:
     text = (site / "reference/python.html").read_text()
     assert "<blockquote>" not in text  # what ">>>" would be
     assert text.count(">&gt;&gt;&gt; ") > 50
+
+
+def test_formulas_are_mathematics(site) -> None:
+    """Blocks and dollars of a page, which GitHub shows too, are MathML: no script, and nothing is left as LaTeX."""
+    for name in ("method", "limits"):  # the control has none
+        source, text = (DOCS / f"{name}.md").read_text(), (site / f"{name}.html").read_text()
+        blocks = re.findall(r"^```math\n(.*?)^```", source, re.S | re.M)
+        lines = re.findall(
+            r"(?<!\$)\$(?!\s)[^$]+?(?<!\s)\$(?!\$)", re.sub(r"^```.*?^```", "", source, flags=re.S | re.M)
+        )
+        assert text.count("<math") == len(blocks) + len(lines)
+        assert text.count('display="block"') == len(blocks)
+        assert "arithmatex" not in text
+        assert (len(blocks) > 10) == (len(lines) > 30) == (name == "method")
 
 
 def test_the_page_of_commands_has_them_all(site) -> None:

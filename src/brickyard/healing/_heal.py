@@ -10,7 +10,7 @@ target on images that no equation has seen.
 
 Where a ReLU follows, what matters is the error behind it: a value that both sides lose there may be anything. That
 error is lowered by repeating the same least squares with other targets (majorise and minimise): the source's value
-if that is positive; otherwise the copy's own if it is negative; otherwise zero. No round can raise it.
+if that is positive; otherwise the copy's own if it is negative; otherwise zero. Each round minimises an upper bound.
 
 Finally, both sets of weights are compared in float64, output by output, behind the ReLU if one follows, on the images
 held back (or, without any, on those of the equations). An output whose error the refit did not lower keeps the weights
