@@ -126,7 +126,7 @@ def test_a_program_can_follow_the_steps_and_hears_nothing_unasked(caplog, capfd)
     def work() -> None:
         relevance = by.locate(source, data)
         parts = [by.disassemble(source, relevance, task=[k]) for k in (2, 0)]
-        by.evaluate(by.assemble(parts), [data, data], latency=False)
+        by.evaluate(by.assemble(parts), [data, data], latency=False, including_calibration=True)
 
     work()
     assert caplog.records == []

@@ -110,7 +110,7 @@ def test_what_pictures_may_be(model, tmp_path, as_file) -> None:
 def test_as_scikit_learn_has_it(model) -> None:
     images = DATA[0]
     assert model.classes_.tolist() == ["owl", "cat", REJECT]
-    assert by.assemble([model]).classes_.tolist() == ["owl", "cat"]
+    assert by.assemble([model]).classes_.tolist() == ["owl", "cat", REJECT]
     probabilities, names = np.asarray(model.predict_proba(images)), model.predict(images)
     assert model.classes_[probabilities.argmax(1)].tolist() == names
     assert np.allclose(probabilities.sum(1), 1)
