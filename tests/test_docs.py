@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
 import re
 import shutil
@@ -13,12 +14,15 @@ import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
 
 import brickyard as by
+from brickyard.scaling import SCALINGS
+from brickyard.selection import CRITERIA
 from brickyard.testing import chain
 from conftest import needed_package, python_blocks, run_blocks
 from shell import COMMANDS, python
@@ -278,7 +282,21 @@ def one_network(printed: str, names: dict[str, Any]) -> None:
     assert names["student"].classes == names["assembly"].classes == ("1", "3", "0")
 
 
+def research_page(printed: str, names: dict[str, Any]) -> None:
+    sizes, select, scaled = printed.splitlines()
+    published, changed = json.loads(sizes)
+    assert published != changed  # the rule was replaced
+    assert select == "mean-relevance"
+    assert scaled == "unit-spread {'power': 0.5}"
+    spreads = [part.statistics.energy[1] ** -0.5 for part in names["whole"].manifest.parts]
+    matrix = torch.diag(torch.tensor(spreads).repeat_interleave(2))
+    plain = by.assemble(names["pair"], scaling="none")
+    assert torch.allclose(names["whole"](names["images"]), plain(names["images"]) @ matrix, atol=1e-5)
+    assert not torch.allclose(names["whole"](names["images"]), plain(names["images"]), atol=1e-2)  # the control
+
+
 PAGES = {
+    "howto/research.md": research_page,
     "howto/sources.md": sources_page,
     "howto/data.md": data_page,
     "howto/signals.md": signals_page,
@@ -310,7 +328,8 @@ def test_blocks_of_pages_run(name, tmp_path, monkeypatch, capsys) -> None:
         data = images, torch.arange(40) % 4
         relevance = by.locate(model, data, classes=["cat", "dog", "hen", "pig"])
         given = {"model": model, "relevance": relevance, "test_images": (torch.rand(40, 3, 8, 8), data[1])}
-    names = run_blocks(DOCS / name, **given)
+    with patch.dict(SCALINGS), patch.dict(CRITERIA):  # a page may register its own
+        names = run_blocks(DOCS / name, **given)
     PAGES[name](capsys.readouterr().out, names)
 
 

@@ -8,10 +8,12 @@ from brickyard.base._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from brickyard.selection._importance import CRITERIA as CRITERIA
+    from brickyard.selection._importance import Evidence as Evidence
+    from brickyard.selection._importance import criterion as criterion
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "selection._importance": "CRITERIA",
+        "selection._importance": "CRITERIA Evidence criterion",
     },
 )
