@@ -194,7 +194,7 @@ class TrainingOptions:
     """How to train a network.
 
     Attributes:
-        epochs: Maximum number of passes over the images.
+        epochs: Maximum number of epochs.
         optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw".
         lr: Peak learning rate; None: 0.01 for sgd, 3e-4 for adamw. The rate rises during warm-up, then falls to
             almost zero along a cosine.
@@ -535,7 +535,7 @@ class DistilOptions(TypedDict, total=False):
     ]  # fmt: skip
     epochs: Annotated[
         int | None,
-        Opt(default=None, least=1, help="Train for this many passes over the images.",
+        Opt(default=None, least=1, help="Train for this many epochs.",
             unset="as many as make 2,000 steps, at most 200"),
     ]  # fmt: skip
     lr: Annotated[float, Opt(default=2e-3, above=0, help="Set the peak learning rate of AdamW.")]
