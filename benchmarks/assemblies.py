@@ -211,7 +211,7 @@ def page(rows: dict[str, Any]) -> str:
         lines.append(f"| {key} | {' | '.join(f'{g[0]:+.2f} ({g[1]:.2f})' if g else '' for g in gains)} |")
     lines += [
         "",
-        "With n labelled training images a class: mean over three draws, with its standard error.",
+        "With n labelled training images per class: mean over three draws, with its standard error.",
         "",
         f"| assembly | parts | none | {' | '.join(few)} | oracle |",
         f"|---|---|{'---|' * (len(few) + 2)}",

@@ -25,7 +25,7 @@ from brickyard.runtime._profiling import count_flops, measure_latency
 ASSEMBLIES = {"M5F5": tables.M5F5, "CF": tables.CF, "MF": tables.MF, "SAME": tables.SAME}
 GOAL = {"M5F5": 0.65, "CF": 0.65}
 AGREEMENT = 0.99
-SHOWN = 2_000  # calibration images a part
+SHOWN = 2_000  # calibration images per part
 BATCH, TIMED = 64, 256
 PATH, PAGE = tables.RESULTS / "cascades.json", tables.RESULTS / "cascades.md"
 
@@ -83,7 +83,7 @@ def page(rows: dict[str, Any]) -> str:
         "# Parts that run in turn",
         "",
         f'Written by `python benchmarks/cascades.py`. `form="cascade"` with agreement={AGREEMENT}, from at most',
-        f"{SHOWN:,} training images a part, without labels. Full test splits, run once: the images of each part's",
+        f"{SHOWN:,} training images per part, without labels. Full test splits, run once: the images of each part's",
         "classes. FLOPs and time: shares of parallel form's. time: batches of the mixed stream, each of images of one",
         "size, both forms fused. one part: images for which the first part was enough.",
         "",

@@ -4,9 +4,9 @@
     python benchmarks/paper.py --network googlenet --data tiny=FOLDER --device cuda
     python benchmarks/paper.py --network vgg16 --width 0.25 --data cifar10=FOLDER --weights cifar10=FILE
 
-A source without weights is trained first: 200 passes, shifted and mirrored images; it is kept in `benchmarks/trained`.
-Components are the paper's: its thresholds, 50 confident training images a class. Full test splits. Every row is written
-as soon as it is known; a run that was stopped goes on where it was, and rows of other networks stay.
+A source without weights is trained first: 200 epochs, shifted and mirrored images; it is kept in `benchmarks/trained`.
+Components are the paper's: its thresholds, 50 confident training images per class. Full test splits. Every row is
+written as soon as it is known; a run that was stopped goes on where it was, and rows of other networks stay.
 """
 
 from __future__ import annotations
@@ -273,8 +273,8 @@ def main() -> None:
     parser.add_argument("--data", action="append", required=True, help="NAME=TEXT; TEXT as for brickyard --data")
     parser.add_argument("--weights", action="append", default=[], help="NAME=FILE of a source that is trained")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--epochs", type=int, default=200, help="passes over the data for sources that are trained")
-    parser.add_argument("--batch-size", type=int, default=128, help="images a step, for these")
+    parser.add_argument("--epochs", type=int, default=200, help="epochs for sources that are trained here")
+    parser.add_argument("--batch-size", type=int, default=128, help="batch size for these")
     parser.add_argument("--tune", action="store_true", help="assemblies after ten epochs too")
     options: argparse.Namespace = parser.parse_args()
     device_named(options.device)

@@ -24,7 +24,7 @@ PAIRS = {
 }
 WAYS = ("whole", "half of each", "half of both")
 SHARE = 0.5
-LOCATED = 5  # images a class, enough for parts that stay whole at first
+LOCATED = 5  # images per class, enough for parts that stay whole at first
 PATH, PAGE = tables.RESULTS / "shared.json", tables.RESULTS / "shared.md"
 
 

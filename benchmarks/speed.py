@@ -155,7 +155,7 @@ def direct_memory(name: str) -> dict[str, Any]:
 
 
 class Drawn(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """An image a class, made when it is asked for."""
+    """One image per class, made when it is asked for."""
 
     def __init__(self, count: int) -> None:
         self.count = count

@@ -297,7 +297,7 @@ def markdown(components: dict[str, Any], assemblies: dict[str, Any]) -> str:
     lines += [
         "",
         "Assemblies: accuracy on the union of the classes, mean over classes. oracle: each image sent to the right",
-        "component. n: labelled training images a class.",
+        "component. n: labelled training images per class.",
         "",
         f"| assembly | parts | base | restricted | oracle | {' | '.join(titles)} |",
         f"|---|---|---|---|---|{'---|' * len(titles)}",

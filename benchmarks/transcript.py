@@ -8,6 +8,7 @@ digits, with weights in .pt files and images in folders. Then the page's command
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 HOW = Preprocessing(size=(32, 32), channels=3, mean=(0.5,), std=(0.5,))
 OPTIONS = "--size 32 --mean 0.5 --std 0.5"
 INSTALL = "pip install './brickyard[torchvision,onnx]'"
+PROGRESS = re.compile(r"^\w+ [^\n]*: \d+ of \d+(, about [^\n]* left)?\n", re.M)  # a terminal shows a bar
 COMMANDS = (
     f"brickyard disassemble torchvision:resnet18 --weights lower.pt --data lower/ {OPTIONS} --task zero,two,three "
     "--flops 0.5 -o lower.safetensors",
@@ -70,7 +72,7 @@ def transcript(folder: Path) -> str:
         run = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if run.returncode:
             raise SystemExit(f"{command}\n{run.stdout}")
-        shown += ["", f"$ {command}", run.stdout.rstrip()]
+        shown += ["", f"$ {command}", PROGRESS.sub("", run.stdout).rstrip()]
     return "\n".join(shown)
 
 

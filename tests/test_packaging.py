@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import brickyard as by
 from brickyard.testing import chain
@@ -117,5 +118,7 @@ def test_the_space_takes_the_model_beside_it_or_makes_one(space, tmp_path, monke
     monkeypatch.setitem(space["model"].__globals__, "MODEL", tmp_path / "model.safetensors")
     made = space["model"]()
     assert made.classes == ("3", "6", "9")
+    photograph = Image.new("RGB", (40, 30), "navy")  # what the page hands over, whatever the model takes
+    assert set(space["classify"](made, photograph)[0]) == {"3", "6", "9"}
     made.renamed({"3": "three"}).save(tmp_path / "model.safetensors")
     assert space["model"]().classes == ("three", "6", "9")

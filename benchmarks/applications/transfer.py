@@ -374,7 +374,7 @@ At most {MOST:,} training images:
         correlations(rows, targets),
         f"At most {MOST:,} training images, each source's mean taken off: what scores know within a source:\n",
         correlations(rows, targets, within=True),
-        f"{SHOTS} training images a class, mean of the draws:\n",
+        f"{SHOTS} training images per class, mean of the draws:\n",
         correlations(rows, targets, few_shot=True),
         f"""## What a choice costs
 
@@ -384,7 +384,7 @@ known from test images only, so that even a perfect guide has a little regret. A
 At most {MOST:,} training images (errors paired over test images):
 """,
         regrets(rows, targets),
-        f"{SHOTS} training images a class (errors of draws and of test images, not paired):\n",
+        f"{SHOTS} training images per class (errors of draws and of test images, not paired):\n",
         few_regrets(rows, targets),
         f"""## Against whole sources
 
@@ -395,7 +395,7 @@ cut to half of their own FLOPs (more or fewer than the component's), or uncut.
 At most {MOST:,} training images:
 """,
         against(rows, targets),
-        f"{SHOTS} training images a class, which are all that the choice sees:\n",
+        f"{SHOTS} training images per class, which are all that the choice sees:\n",
         few_against(rows, targets),
         f"![LogME and accuracy](transfer.png)\n\nMachine: {about}.\n",
     ]

@@ -20,7 +20,7 @@ def model() -> Any:
     from brickyard.inputs import load_data
     from brickyard.training import build_seeded, train
 
-    how = by.Preprocessing(size=(16, 16), mean=(0.3,), std=(0.4,))
+    how = by.Preprocessing(size=(16, 16), channels=1, mean=(0.3,), std=(0.4,))
     source, data = build_seeded("cnn", 10, 0.25, channels=1), load_data("digits")
     train(source, data, preprocessing=how, epochs=4, lr=0.05)
     relevance = by.locate(source, data, preprocessing=how)

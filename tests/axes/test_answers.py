@@ -180,7 +180,7 @@ def test_two_classes_of_one_logit_are_cut_and_healed() -> None:
 
 def test_a_network_that_answers_with_a_quantity_is_no_classifier() -> None:
     model = Net(lambda z: z[:, :1])
-    with refused("data-label-mismatch", "one whole number"):
+    with refused("data-label-mismatch", "one integer"):
         by.locate(model, (X, torch.rand(48)))
     with refused("data-label-out-of-range", "classes 0 to 1"):
         by.locate(model, (X, torch.arange(48)))

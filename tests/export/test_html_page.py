@@ -193,7 +193,7 @@ def test_the_camera_and_the_fitting_of_a_model_that_leaves_sizes_open(browser, t
     opened.page.wait_for_selector(f".answer:nth-child({len(paths) + 1})")
     assert opened.page.locator(".answer").first.get_attribute("data-name") == "camera.png"
     opened.page.set_input_files("#pictures", {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
-    opened.page.get_by_text("x.png is no picture that this browser reads").wait_for()
+    opened.page.get_by_text("x.png is not a picture that this browser reads").wait_for()
     opened.page.get_by_text("Licences", exact=True).click()
     opened.page.get_by_role("button", name="Show the notices").click()
     opened.page.get_by_text("Eigen").first.wait_for()

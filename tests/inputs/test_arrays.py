@@ -125,7 +125,7 @@ def test_channels_are_told_by_the_shape_or_refused(shape: tuple[int, ...], tmp_p
     assert where in capsys.readouterr().err
 
 
-SAID = {"uint16": "65535", "int64": "int64 from", "data that are no pictures": "no pictures"}
+SAID = {"uint16": "65535", "int64": "int64 from", "data that are no pictures": "not images"}
 
 
 def test_numbers(tmp_path: Path, capsys) -> None:
@@ -148,7 +148,7 @@ def test_numbers(tmp_path: Path, capsys) -> None:
         assert np.abs(data.images.numpy()[:, 0].astype(float) - wanted).max() < 1e-5, name
         assert data.images.dtype == (torch.float32 if np.asarray(wanted).dtype.kind == "f" else torch.uint8), name
         said = capsys.readouterr().err
-        assert {"uint16": "65535", "int64": "int64 from", "data that are no pictures": "no pictures"}.get(
+        assert {"uint16": "65535", "int64": "int64 from", "data that are no pictures": "not images"}.get(
             name, ""
         ) in said
     clipped = np.clip(wide, 0, 255) / 255  # the control

@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(OptionError, match="'several', 'one'") as caught:
         by.assemble([part(TASK), one])
     assert caught.value.code == "option-conflict"
-    with pytest.raises(DataError, match="one whole number an image"):
+    with pytest.raises(DataError, match="one integer per image"):
         by.locate(centred(), DATA)  # without outputs= they are no labels
 
 

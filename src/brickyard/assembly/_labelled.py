@@ -104,7 +104,7 @@ class Examples:
                 own = rows[self.outputs.members_of(labels, group)]
                 if not len(own):
                     name = manifest.parts[index].names[group[0]]
-                    why = f"class {name!r} has no image; give at least one a class for a few-shot scaling"
+                    why = f"class {name!r} has no image; give at least one per class for a few-shot scaling"
                     raise DataError("data-class-without-images", why)
                 chosen += own[torch.randperm(len(own), generator=generator)[:count]].tolist()
         return self.some(torch.tensor(list(dict.fromkeys(chosen))))

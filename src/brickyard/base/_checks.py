@@ -69,7 +69,7 @@ def whole(name: str, value: Any, least: int = 1, advice: str = "") -> int:
     """
     if not is_whole(value) or value < least:
         raise OptionError(
-            "option-range", f"{name}={brief(value)} is no whole number of {least} or more; {advice or 'give one'}"
+            "option-range", f"{name}={brief(value)} is not an integer of {least} or more; {advice or 'give one'}"
         )
     return int(value)
 

@@ -137,7 +137,7 @@ CODES: dict[str, str] = {
     "trace-forward-inputs": "The forward method does not take exactly one batch of images; wrap the model in a module that does.",
     "trace-graph-layers": "The graph network uses a layer, option or order of layers that cannot be read; use the known layers in a chain.",
     "trace-mismatch": "The network as read does not return what the model returns; make the unusual part a layer of its own.",
-    "trace-no-source": "The model is an assembly, which is no single network; make one network of it, or use its parts.",
+    "trace-no-source": "The model is an assembly and not a single network; make one network of it, or use its parts.",
     "trace-no-weights": "The model has layers without numbers, uninitialised or on the meta device; initialise or load the weights.",
     "trace-not-finite": "The weights or outputs of the model contain NaN or infinity; check the weights and the range of the images.",
     "trace-not-floating-point": "The model is quantised or has weights that are not floating-point; take the float model.",

@@ -121,7 +121,7 @@ class Budget:
         None, help="Keep at most this share of the parameters, in (0, 1].", unset="no budget", **_SHARE
     )
     agreement: float | None = opt(
-        None, help="Keep the least that answers like the source on this share of the images held back, in (0, 1].",
+        None, help="Keep the least that agrees with the source on this share of the images held back, in (0, 1].",
         unset="no budget", above=0, most=1, noun="a share ", owner="budget", advice="0.98 is 98 % of them",
     )  # fmt: skip
     allocation: Allocation = opt("auto", help="Distribute the budget over the axes", owner="budget")
@@ -194,7 +194,7 @@ class TrainingOptions:
     """How to train a network.
 
     Attributes:
-        epochs: Maximum number of passes over the images.
+        epochs: Maximum number of epochs.
         optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw".
         lr: Peak learning rate; None: 0.01 for sgd, 3e-4 for adamw. The rate rises during warm-up, then falls to
             almost zero along a cosine.
@@ -301,12 +301,12 @@ class PlaceOptions(TypedDict, total=False):
     device: Annotated[
         str,
         Opt(default="auto", only="shell",
-            help="Compute on this device: cpu, cuda, cuda:1 or mps; auto takes a GPU of CUDA if there is one."),
+            help="Compute on this device: cpu, cuda, cuda:1 or mps; auto uses a CUDA GPU if there is one."),
     ]  # fmt: skip
     dtype: Annotated[
         str | None,
         Opt(default=None, choices=DTYPES, unset="that of the files", only="shell",
-            help="Convert networks to this type of numbers, also in the files that are written"),
+            help="Convert networks to this data type, also in the files that are written"),
     ]  # fmt: skip
 
 
@@ -352,8 +352,8 @@ class LocateOptions(TypedDict, total=False):
     accuracy: Annotated[
         float | None,
         Opt(default=None, least=0, most=1, noun="a share ", only="python",
-            help="Warn where the source answers far fewer images correctly than this share, which it is known for.",
-            unset="nothing is known of it"),
+            help="Warn if the source classifies far fewer images correctly than this share, its known accuracy.",
+            unset="no known accuracy"),
     ]  # fmt: skip
     name: Annotated[
         str | None,
@@ -384,7 +384,7 @@ class DisassembleOptions(TypedDict, total=False):
     decision_thresholds: Annotated[
         Mapping[str, float] | float | None,
         Opt(default=None, validate=decision_thresholds, shell=str, unset="0.5",
-            help="Answer with a class above this probability, such as 0.3 or cat=0.3,dog=0.7, where several are said."),
+            help="With outputs several, include classes above this probability: 0.3, or cat=0.3,dog=0.7."),
     ]  # fmt: skip
     select: Annotated[
         str | None,
@@ -393,7 +393,7 @@ class DisassembleOptions(TypedDict, total=False):
     ]  # fmt: skip
     reject: Annotated[bool, Opt(default=False, help='Add an output for "none of these".')]
     heal: Annotated[
-        Heal, Opt(default="refit", help="Repair the component without gradients, or with; distil trains after a refit")
+        Heal, Opt(default="refit", help="Choose how to repair the component; only distil uses gradients, after a refit")
     ]
     minutes: Annotated[
         float | None,
@@ -414,7 +414,7 @@ class DisassembleOptions(TypedDict, total=False):
     ]
     ridge: Annotated[
         float | None,
-        Opt(default=None, least=0, help="Set the strength of the refit's ridge prior.",
+        Opt(default=None, least=0, help="Set the ridge (L2) strength of the refit.",
             unset="what suits each layer on images held back"),
     ]  # fmt: skip
     batch_size: BatchSize
@@ -535,7 +535,7 @@ class DistilOptions(TypedDict, total=False):
     ]  # fmt: skip
     epochs: Annotated[
         int | None,
-        Opt(default=None, least=1, help="Train for this many passes over the images.",
+        Opt(default=None, least=1, help="Train for this many epochs.",
             unset="as many as make 2,000 steps, at most 200"),
     ]  # fmt: skip
     lr: Annotated[float, Opt(default=2e-3, above=0, help="Set the peak learning rate of AdamW.")]

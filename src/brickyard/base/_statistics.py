@@ -56,7 +56,7 @@ class StrangersRecord(Frozen):
     @model_validator(mode="after")
     def _fits(self) -> StrangersRecord:
         if not any(self.scores):
-            raise ValueError("strangers are told by at least one score, and none is there")
+            raise ValueError("strangers need at least one score to be recognised, and there is none")
         if self.sure > self.limit:
             raise ValueError(f"the limit of sure answers, {self.sure}, is above that of strangers, {self.limit}")
         return self
@@ -99,5 +99,5 @@ class Statistics(Frozen):
         known = {"energy": self.energy is not None, "features": self.familiarity is not None, "inside": inside}
         for name, there in known.items():
             if self.strangers is not None and getattr(self.strangers, name) is not None and not there:
-                raise ValueError(f"strangers are told by {name}, of which nothing is known")
+                raise ValueError(f"strangers are recognised by {name}, of which nothing is known")
         return self

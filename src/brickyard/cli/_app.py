@@ -77,10 +77,10 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say each step on standard error. Also after the command.")
+        bool, typer.Option("--verbose", "-v", help="Report each step on standard error. May also follow the command.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print results and errors only. Also after the command.")
+        bool, typer.Option("--quiet", "-q", help="Print results and errors only. May also follow the command.")
     ] = False,
 ) -> None:
     _SPOKEN.update(verbose=verbose, quiet=quiet)

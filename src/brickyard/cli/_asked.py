@@ -89,7 +89,7 @@ def _at(path: Path, shape: Sequence[int]) -> Iterator[Asked]:
         for picture in pictures_in(path):
             yield Asked(str(picture), lambda picture=picture: _decoded(picture))  # type: ignore[misc]
     elif not path.is_file():
-        why = "it is no plain file" if path.exists() else "there is no such file"
+        why = "expected a file, got something else" if path.exists() else "there is no such file"
         raise FileError("file-missing", f"cannot read image {path}: {why}; check the path")
     elif path.suffix.lower() in ARRAYS:
         array = read_images(path, Taken.of(shape))

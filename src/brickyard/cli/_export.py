@@ -35,7 +35,7 @@ def export(
 ) -> Result:
     """Export to ONNX (.onnx), plain Python (.py), a page for any browser (.html) or a state dict (.safetensors).
 
-    A page answers pictures by itself, without a network, on a phone too. Beside plain Python stand its weights.
+    An HTML page classifies pictures offline, on phones too. Plain Python comes with a file of its weights.
     """
     from brickyard.export._onnx import MOST_CHECKED, export_onnx, export_state_dict
 

@@ -72,7 +72,7 @@ def rename(
     output: words.Output,
     force: Force = False,
 ) -> Result:
-    """Give classes of a component or an assembly other names."""
+    """Rename classes of a component or an assembly."""
     from brickyard.component._names import read_names
 
     resolve.check_free(output, force, file)

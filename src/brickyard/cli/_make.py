@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FROM_SCRATCH = ("epochs", "lr", "batch_size", "augment", "seed", *declared(words.PreprocessingOptions))
 OptionalData = Annotated[str | None, Option(help=f"Images: {words.DATA_HELP}")]
 Calibration = Annotated[
-    Path | None, Option(help="In place of --data: pictures in this folder, labelled by the source's own answers.")
+    Path | None, Option(help="Instead of --data: use the images in this folder, labelled by the source's own answers.")
 ]
 Classes = Annotated[list[str] | None, Option(help="Use only these classes.")]
 
@@ -172,7 +172,7 @@ def disassemble(
     calibration: Calibration = None,
     relevance: Annotated[Path | None, Option(help="Use relevances written by `locate`.")] = None,
     more_images: Annotated[
-        Path | None, Option(help="Heal with the pictures in this folder too; they may show anything.", exists=True)
+        Path | None, Option(help="Also heal with the images in this folder; they may show anything.", exists=True)
     ] = None,
     weights: Weights = None,
     names: words.Names = None,

@@ -38,7 +38,7 @@ Names = Annotated[
 ]
 Split = Annotated[str, Option(help="Use this split unless --data names one.")]
 MaxImages = Annotated[int | None, Option(help="Use at most this many images per --data.", min=1)]
-Verbose = Annotated[bool, Option("--verbose", "-v", help="Say each step on standard error.", hidden=True)]
+Verbose = Annotated[bool, Option("--verbose", "-v", help="Report each step on standard error.", hidden=True)]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print results and errors only.", hidden=True)]
 Including = Annotated[
     bool, Option("--including-calibration", help="Also score images that were used to locate, heal or scale.")

@@ -12,7 +12,7 @@ from brickyard.runtime._progress import put, say
 
 
 def workbench(
-    yard: Annotated[Path, Option(help="Folder of components; a new one is made.")] = Path("bricks"),
+    yard: Annotated[Path, Option(help="Folder of components; created if it does not exist.")] = Path("bricks"),
     sources: Annotated[
         Path | None,
         Option(
@@ -21,7 +21,7 @@ def workbench(
             show_default=False,
         ),
     ] = None,
-    demo: Annotated[bool, Option("--demo", help="Put a small yard of digits to play with into an empty yard.")] = False,
+    demo: Annotated[bool, Option("--demo", help="Fill an empty yard with a small demo on digits.")] = False,
     host: Annotated[
         str, Option(help="Listen on this address; any but the local machine requires a token.")
     ] = "127.0.0.1",

@@ -61,7 +61,7 @@ def finetune(
 def distil(
     file: words.File,
     images: Annotated[
-        str, Option(help="Photographs without labels: a folder of pictures, or what --data of other commands takes.")
+        str, Option(help="Unlabelled images: a folder, or anything that --data of other commands takes.")
     ],
     output: Output,
     force: Force = False,

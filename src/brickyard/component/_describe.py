@@ -188,8 +188,9 @@ def merged_text(manifest: ComponentManifest, most: int = 8) -> str:
 def tuned_text(tuned: TuneRecord) -> str:
     """Say how a component or an assembly was trained after it was made."""
     taught = f", taught by {tuned.teacher}" if tuned.teacher else ""
-    kept = f", those of pass {tuned.best} kept" if tuned.best != tuned.epochs else ""
-    return f"{tuned.epochs} passes over {tuned.images:,} images, {tuned.optimizer} {tuned.lr:g}{taught}{kept}"
+    kept = f", epoch {tuned.best} kept" if tuned.best != tuned.epochs else ""
+    epochs = f"{tuned.epochs} {'epoch' if tuned.epochs == 1 else 'epochs'}"
+    return f"{epochs} on {tuned.images:,} images, {tuned.optimizer} {tuned.lr:g}{taught}{kept}"
 
 
 def share_text(part: int, whole: int) -> str:

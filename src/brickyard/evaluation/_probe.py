@@ -217,7 +217,7 @@ def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
         raise DataError("data-shape", f"features must be numbers (images, size), got {tuple(x.shape)} of {x.dtype}")
     if y.shape != (len(x),) or y.is_floating_point() or y.is_complex():
         why = f"{len(x)} feature vectors and labels of shape {tuple(y.shape)} and type {y.dtype}"
-        raise DataError("data-label-mismatch", f"{why}; give one whole number an image")
+        raise DataError("data-label-mismatch", f"{why}; give one integer per image")
     bad = int((~torch.isfinite(x)).any(1).sum())
     if bad:
         raise DataError("data-not-finite", f"features of {bad} of {len(x)} images are NaN or infinite; leave them out")

@@ -108,11 +108,11 @@ def from_pretrained(
             raise OptionError("option-without-effect", f"{why}; leave it out")
         path = folder / filename
     else:
-        hub = package("huggingface_hub", "hub", f"{repo_or_folder} is no folder here, and the Hub")
+        hub = package("huggingface_hub", "hub", f"{repo_or_folder} is not a folder here, and the Hub")
         try:
             path = Path(hub.hf_hub_download(str(repo_or_folder), filename, revision=revision, token=token))
         except Exception as error:  # what huggingface_hub raises differs by version
-            why = f"{repo_or_folder} is no folder here, and {filename} cannot be fetched from a repository of that name"
+            why = f"{repo_or_folder} is not a folder, and {filename} cannot be fetched from a repository of that name"
             advice = "check the name, the revision and the token"
             raise FileError("file-hub-failed", f"{why}: {first_line(error)}; {advice}") from error
     found: Component | Assembly = loaded(path, Component, Assembly)

@@ -305,7 +305,7 @@ def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssem
     manifest = manifest.model_copy(update={"shared_input": shared})
     widths = sorted({part.input_shape[0] for part in manifest.parts})
     if shared and len(widths) > 1:
-        why = f"the parts' sources take {' and '.join(map(str, widths))} features, which is no one table"
+        why = f"the parts' sources take {' and '.join(map(str, widths))} features, which is not one table"
         advice = "give shared_input=False, and disjoint([...]) of their graphs to the assembly"
         raise SurgeryError("surgery-input-mismatch", f"{why}; {advice}")
     columns = columns_of(manifest.parts, shared)

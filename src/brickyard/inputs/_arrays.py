@@ -172,7 +172,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def _checked(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None:
     """Refuse what is no plain array, is larger than the limit, or is not as long as its header says."""
     if dtype.hasobject or dtype.fields is not None or dtype.kind not in "buifSU":
-        why = f"{name} holds {told(dtype, 60)}, which is no plain array; nothing in it was run"
+        why = f"{name} holds {told(dtype, 60)}, which is not a plain array; nothing in it was run"
         advice = "save numbers, of one length for all, or texts as np.array(names, dtype=str)"
         raise DataError("data-unknown-format", f"{why}: {advice}")
     wanted = math.prod(shape) * dtype.itemsize
@@ -325,7 +325,7 @@ def _found(path: Path, name: str, wanted: Wanted, images: Stored, labels: Stored
             stored.read()  # which refuses it
     if labels.shape[:1] != images.shape[:1]:
         found = f"images of shape {images.shape}, labels of shape {labels.shape}"
-        raise DataError("data-shape", f"{path}: {found}; give one label an image")
+        raise DataError("data-shape", f"{path}: {found}; give one label per image")
     if math.prod(labels.shape) * _NUMBER > MAX_BYTES:
         raise too_large(labels.name, math.prod(labels.shape) * _NUMBER)
     classes = None if names is None or names.dtype.kind not in "SUO" else _texts(names)
@@ -371,7 +371,7 @@ def _label_values(values: Array, path: Path) -> list[Any]:
             note(f"{path.name}: labels are the places of the ones in {values.shape[1]} columns")
             return list(values.argmax(1).tolist())
     if values.ndim != 1:
-        why = f"{path}: labels of shape {values.shape} are not one class an image"
+        why = f"{path}: labels of shape {values.shape} are not one class per image"
         advice = "give labels (images,), or say that an image may belong to several classes (--outputs several)"
         raise DataError("data-label-mismatch", f"{why}; {advice}")
     found = values.tolist()

@@ -220,9 +220,9 @@ class Images:
         if self.label_dims == 2 and labels.ndim == 2 and not labels.is_complex():  # as training with a sigmoid has them
             labels = labels.long() if bool(((labels == 0) | (labels == 1)).all()) else labels
         if labels.ndim != self.label_dims or len(labels) != count or labels.is_floating_point() or labels.is_complex():
-            wanted = "one whole number" if self.label_dims == 1 else "one row of whole numbers"
+            wanted = "one integer" if self.label_dims == 1 else "one row of integers"
             why = f"{self.what} has {found} of shape {tuple(labels.shape)} and type {labels.dtype}"
-            raise DataError("data-label-mismatch", f"{why}; give {wanted} an image")
+            raise DataError("data-label-mismatch", f"{why}; give {wanted} per image")
         return labels.long()
 
     def _read(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
@@ -266,7 +266,7 @@ class Images:
         try:
             return torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            why = f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}"
+            why = f"{self.what} holds a {type(value).__name__} that is not a tensor of numbers: {first_line(error)}"
             raise DataError("data-type", f"{why}; give images as numbers, and the class's index as label") from None
 
     def __len__(self) -> int:

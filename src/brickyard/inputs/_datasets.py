@@ -1,7 +1,7 @@
 """Image data from a short text: `digits`, or a place whose form is recognised: folders, tables, arrays, files of data.
 
 All data are raw: images of one size, labels, class names. Pictures are uint8, and are decoded when they are asked for.
-Arrays of numbers that are no pictures stay as they are. The text may end in options: `digits?split=test&classes=0-2,7`.
+Arrays of numbers that are not images stay as they are. The text may end in options: `digits?split=test&classes=0-2,7`.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def check_labels(labels: Tensor, classes: Sequence[str], name: str) -> None:
     if labels.ndim == 2:
         if labels.shape[1] != len(classes) or not bool(((labels == 0) | (labels == 1)).all()):
             found = f"labels of shape {tuple(labels.shape)} for {len(classes)} class names"
-            raise DataError("data-label-out-of-range", f"{name}: {found}; give a row of 0 and 1 an image")
+            raise DataError("data-label-out-of-range", f"{name}: {found}; give a row of 0 and 1 per image")
     elif len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         found = f"labels run from {int(labels.min())} to {int(labels.max())}, for {len(classes)} class names"
         advice = "give labels that count the names from 0, and leave out images without a label"

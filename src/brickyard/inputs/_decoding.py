@@ -47,7 +47,7 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
     name = name or str(getattr(source, "filename", None) or source)
     try:
         if isinstance(source, str | Path) and Path(source).exists() and not Path(source).is_file():
-            raise ValueError("it is no plain file")
+            raise ValueError(f"expected a file, got {'a folder' if Path(source).is_dir() else 'something else'}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             opened = not isinstance(source, Image.Image)

@@ -37,7 +37,7 @@ def read_idx(path: Path) -> Found:
     images = images.unsqueeze(1)
     if len(images) != len(labels):
         found = f"images of shape {tuple(images.shape)}, labels of shape {tuple(labels.shape)}"
-        raise DataError("data-shape", f"{path}: {found}; give one label an image")
+        raise DataError("data-shape", f"{path}: {found}; give one label per image")
     return Found(labels.long(), names, f"{folder}/{path.name.split('-')[0]}", Rows(images))
 
 
@@ -63,7 +63,7 @@ def _numbers(path: Path, ndim: int) -> Tensor:
         why = f"cannot read {path} as an idx file: {first_line(error)}"
         raise DataError("data-damaged-file", f"{why}; get a fresh copy") from None
     if not complete or len(content) != size:
-        why = f"{path} is no whole idx file of bytes with {ndim} dimensions ({MAX_BYTES >> 30} GiB at most)"
+        why = f"{path} is not a complete idx file of bytes with {ndim} dimensions ({MAX_BYTES >> 30} GiB at most)"
         found = f"it starts with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}"
         raise DataError("data-damaged-file", f"{why}: {found}; get it again")
     return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape))

@@ -132,6 +132,6 @@ def _by_id(path: Path, found: Mapping[str, Any], key: str) -> dict[int, Mapping[
         if isinstance(item, dict) and type(item.get("id")) is int:
             known[item["id"]] = item
     if not known or len(known) != len(items):
-        why = f"{path}: every item of {key!r} must have an 'id' of its own, a whole number"
+        why = f"{path}: every item of {key!r} must have an 'id' of its own, an integer"
         raise DataError("data-damaged-file", f"{why}; {len(known)} of {len(items)} have")
     return known

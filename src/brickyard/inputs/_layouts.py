@@ -139,7 +139,7 @@ def _picture(shape: tuple[int, ...]) -> _Reading | None:
 def _unread(stored: Numbers, taken: Taken | None) -> DataError:
     """The error for an array that is none of what is taken."""
     if taken is None:
-        why = f"{stored.name} has shape {stored.shape}, and it cannot be told which axis holds the channels"
+        why = f"{stored.name} has shape {stored.shape}, and it is unclear which axis holds the channels"
         advice = "save it as (images, height, width), (images, 3, height, width) or (images, height, width, 3)"
         return DataError("data-shape", f"{why}; {advice}")
     known = " or ".join(f"{reading.name} of {by_sides(reading.shape)}" for reading in _readings(stored.shape))
@@ -162,7 +162,7 @@ def _levels(array: Array, name: str) -> tuple[Tensor, str]:
         if size == 2 and kind == "u" and high > 255:
             return torch.from_numpy(array.astype(np.float32) / np.float32(65535)), ", 16 bits, divided by 65535"
         if low < 0 or not 1 < high <= 255 or (size == 2 and kind == "u"):
-            why = f"{name} holds {array.dtype} from {low:g} to {high:g}, and it cannot be told what is white"
+            why = f"{name} holds {array.dtype} from {low:g} to {high:g}, and it is unclear which value is white"
             raise DataError("data-type", f"{why}; save it as uint8 in 0..255, or as float32 in [0, 1]")
         return torch.from_numpy(array.astype(np.uint8)), f", {array.dtype} from {low:g} to {high:g} taken as 8 bits"
     images = torch.from_numpy(array.astype(np.float32, copy=False))
@@ -170,9 +170,9 @@ def _levels(array: Array, name: str) -> tuple[Tensor, str]:
         return images, ""
     if low >= 0 and high <= 255:
         why = f"{name} holds {array.dtype} from {low:g} to {high:g}: pictures must be in [0, 1]"
-        advice = "divide it by 255; or, if these are no pictures, subtract their mean first"
+        advice = "divide it by 255; or, if these are not images, subtract their mean first"
         raise DataError("data-not-raw", f"{why}; {advice}")
-    return images, f", numbers from {low:.4g} to {high:.4g}, which are no pictures and stay as they are"
+    return images, f", numbers from {low:.4g} to {high:.4g}, which are not images and stay as they are"
 
 
 def _as_they_are(array: Array, name: str) -> tuple[Tensor, str]:
@@ -181,7 +181,7 @@ def _as_they_are(array: Array, name: str) -> tuple[Tensor, str]:
         return torch.from_numpy(array), ", 8 bits, divided by 255 where they are used"
     low, high = _range(array, name)
     if array.dtype.kind != "f":
-        why = f"{name} holds {array.dtype} from {low:g} to {high:g}, and it cannot be told what they were divided by"
+        why = f"{name} holds {array.dtype} from {low:g} to {high:g}, and it is unclear what they were divided by"
         advice = "save the float32 numbers that the network was trained on, such as 16-bit audio divided by 32768"
         raise DataError("data-type", f"{why}; {advice}")
     numbers = torch.from_numpy(array.astype(np.float32, copy=False))

@@ -140,7 +140,7 @@ def labelled(values: Sequence[Any], what: str, names: Sequence[str] | None = Non
         if not texts:
             wrong = [k for k, value in enumerate(values) if not isinstance(value, str) or not value.strip()]
             row = next((k for k in wrong if numbers[k] is None), wrong[0] if wrong else 0)
-            why = f"{what} must hold whole numbers or names, and row {row} holds {told(repr(values[row]), 40)}"
+            why = f"{what} must hold integers or names, and row {row} holds {told(repr(values[row]), 40)}"
             rows = isinstance(values[row], list | tuple)
             advice = "say that an image may belong to several classes (--outputs several)" if rows else ""
             raise DataError("data-label-mismatch", f"{why}; {advice or 'leave out images without a label'}")

@@ -217,7 +217,7 @@ def rows_of_columns(columns: Mapping[str, Sequence[Any]], what: str) -> Rows:
             f"{what} has no column of 0 and 1 among {examples(list(columns), 8)}; give one column per class",
         )
     if left := [name for name in read if name not in kept]:
-        note(f"{what}: columns of other values than 0 and 1 are no classes and left out: {told(', '.join(left), 200)}")
+        note(f"{what}: columns with other values than 0 and 1 were left out: {told(', '.join(left), 200)}")
     sets = [[k for k, bit in enumerate(row) if bit] for row in zip(*kept.values(), strict=True)]
     return rows_of_sets(sets, list(kept), what)
 

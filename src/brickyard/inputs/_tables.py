@@ -189,7 +189,7 @@ def _grey_values(path: Path, rows: Iterator[Row], head: Row, place: int | None, 
 def _grey(cell: str, path: Path, index: int) -> int:
     value = number_of(cell)
     if value is None or not 0 <= value <= 255:
-        why = f"{path}: row {index} must hold whole numbers from 0 to 255, got {told(repr(cell), 40)}"
+        why = f"{path}: row {index} must hold integers from 0 to 255, got {told(repr(cell), 40)}"
         raise DataError("data-type", f"{why}; save grey values as 8-bit numbers")
     return value
 

@@ -84,7 +84,7 @@ def _network_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tup
         return
     elif ".py:" not in text and not text.endswith((".safetensors", ".onnx")):
         forms = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:function, or an .onnx or .safetensors file of a source"
-        yield place, f"{dotted(place)} is {text!r}, which is no source; give {forms}"
+        yield place, f"{dotted(place)} is {text!r}, which is not a source; give {forms}"
     elif not _there(file.folder / path, plain=True):
         yield place, f"{dotted(place)} is {text!r}, and there is no file {path!r} in the recipe's folder"
 

@@ -91,7 +91,7 @@ def _composed(path: Path, content: bytes) -> Any:
     try:
         text = content.decode("utf-8-sig")
         if STAND_IN in text:
-            raise refuse("has the character U+E000, which is no text; remove it")
+            raise refuse("has the character U+E000, which is not text; remove it")
         text = INNER.sub(STAND_IN, text)
         depth = aliases = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -105,7 +105,7 @@ def _composed(path: Path, content: bytes) -> Any:
                 raise refuse(f"the tag {tag!r} was given; a recipe has plain values", event.start_mark)
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
-        raise refuse(f"is no text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+        raise refuse(f"is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         parts = [part for part in (getattr(error, "problem", None), getattr(error, "context", None)) if part]
@@ -160,7 +160,7 @@ class _Reader:
                 raise self.fail(key_node, f"{what} has the key {key!r}, which is not known{nearest(key, known)}")
             if names and section and (not NAME.fullmatch(key) or RESERVED.fullmatch(key)):
                 allowed = "use at most 64 letters, digits, dots, dashes and underscores, a letter or digit first"
-                raise self.fail(key_node, f"{what} has the name {key[:80]!r}, which is no safe file name; {allowed}")
+                raise self.fail(key_node, f"{what} has the name {key[:80]!r}, which is not a safe file name; {allowed}")
             self.note((*place, key, "key"), key_node)
             found[key] = self.value(value_node, section if names else known[key], (*place, key))
         if names and section and not found:

@@ -48,7 +48,7 @@ def check_no_quantity(model: nn.Module, data: Any) -> None:
         raise DataError(
             "data-label-mismatch",
             f"labels are fractions such as {float(fractions[0]):.3g}: a network that was trained "
-            "towards them predicts a quantity, and has no classes; give a classifier, and one whole number per image "
+            "towards them predicts a quantity, and has no classes; give a classifier, and one integer per image "
             "as its label",
         )
 

@@ -97,7 +97,7 @@ def _from_environment(name: str, default: str, most: int) -> int:
     """A number that `torchrun` put into the environment."""
     text = os.environ.get(name, default)
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
-        why = f"{name}={text!r} in the environment is no whole number from 0 to {most}"
+        why = f"{name}={text!r} in the environment is not an integer from 0 to {most}"
         raise ProcessError("process-environment", f"{why}; unset {name}, or start all processes with torchrun")
     return int(text)
 

@@ -345,7 +345,7 @@ def _own(spec: str, classes: Sequence[str]) -> nn.Module:
     alone = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]  # files of one name are many
     module_spec = importlib.util.spec_from_file_location(f"{path.stem}_{alone}", path)
     if module_spec is None or module_spec.loader is None:
-        raise refused(f": {place!r} is no Python file")
+        raise refused(f": {place!r} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
         with _importable(path, module):

@@ -76,7 +76,7 @@ def _in_file(path: Path) -> list[str]:
     except OSError as error:
         raise FileError(reading_code(error), f"cannot read {path}: {error.strerror or error}; check the path") from None
     except UnicodeDecodeError:
-        why = f"{path} is no text in UTF-8"
+        why = f"{path} is not UTF-8 text"
         raise FileError("file-wrong-kind", f"{why}; give class names one a line, or as JSON") from None
     if path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "["):
         names = _in_json(path, text)

@@ -161,11 +161,11 @@ def _parsed(path: Path) -> Any:
     except FileError:
         raise
     except Exception as error:  # what protobuf raises differs between its versions
-        why = f"{path} is no ONNX file, or is cut off ({type(error).__name__})"
+        why = f"{path} is not an ONNX file, or is cut off ({type(error).__name__})"
         raise FileError("file-damaged", f"{why}; get a fresh copy") from None
     _check_text(proto, path)
     if not proto.HasField("graph") or not proto.graph.node or not proto.graph.output:
-        raise FileError("file-damaged", f"{path} holds no network, or is no ONNX file; get a fresh copy")
+        raise FileError("file-damaged", f"{path} holds no network, or is not an ONNX file; get a fresh copy")
     if len(proto.graph.node) > MAX_NODES:
         raise FileError("file-too-large", f"{path} has {len(proto.graph.node):,} operators; the limit is {MAX_NODES:,}")
     return proto
@@ -194,7 +194,7 @@ def _check_text(proto: Any, path: Path) -> None:
         words += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
     odd = next((text for text in words if not isinstance(text, str)), None)
     if odd is not None:
-        raise FileError("file-damaged", f"{path} has a name that is no UTF-8, {told(odd, 60)}; get a fresh copy")
+        raise FileError("file-damaged", f"{path} has a name that is not UTF-8, {told(odd, 60)}; get a fresh copy")
 
 
 def _opset(proto: Any, path: Path) -> int:

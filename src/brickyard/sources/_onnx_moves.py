@@ -404,7 +404,7 @@ def _cast(reader: Reader, op: Op, given: Given) -> Value:
         found = reader.compute(lambda value: value.to(wanted), x)
         return Value(found.worlds, "", x.name)
     if not wanted.is_floating_point and not (wanted == torch.uint8 and x.step in reader.scaled):
-        reader.refuse("rounds values of images to whole numbers, which has no channels to cut")
+        reader.refuse("rounds values of images to integers, which has no channels to cut")
     return x
 
 

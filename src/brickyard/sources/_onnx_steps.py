@@ -403,7 +403,7 @@ def _global_pool(kind: str) -> Convert:
     def convert(reader: Reader, op: Op, given: Given) -> Value:
         x = first(reader, given)
         if x.ndim not in (3, 4, 5):
-            reader.refuse(f"works on a value of shape {x.shape}, which is no image", "file-network-invalid")
+            reader.refuse(f"works on a value of shape {x.shape}, which is not an image", "file-network-invalid")
         return reader.call(f"adaptive_{kind}_pool{x.ndim - 2}d", x, 1)
 
     return convert

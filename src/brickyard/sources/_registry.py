@@ -118,7 +118,7 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
 
 def _check_count(name: str, key: str, value: Any, most: int) -> None:
     if not is_whole(value) or not 1 <= value <= most:
-        raise OptionError("option-range", f"{name}: {key}={value!r}; give a whole number from 1 to {most}")
+        raise OptionError("option-range", f"{name}: {key}={value!r}; give an integer from 1 to {most}")
 
 
 def scaled(count: int, width: float) -> int:

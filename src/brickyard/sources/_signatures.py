@@ -9,7 +9,7 @@ HEAD = 1024
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a pointer of Git LFS, which stands for the real file; fetch that with git lfs pull"),
     (b"\x89HDF", "an HDF5 file, as Keras writes it; load it there, and export the network to ONNX"),
-    (b"GGUF", "a GGUF file of a language model, which is no classifier of images"),
+    (b"GGUF", "a GGUF file of a language model, which is not an image classifier"),
     (b"\x1f\x8b", "compressed with gzip; unpack it first"),
     (b"BZh", "compressed with bzip2; unpack it first"),
     (b"\xfd7zXZ", "compressed with xz; unpack it first"),

@@ -70,7 +70,14 @@ def read_weights(path: Path, *, averaged: bool = True) -> tuple[dict[str, Tensor
         FileError: The file cannot be read, or holds something else than tensors.
     """
     try:
-        there, found = path.is_file(), "it is no plain file" if path.exists() else "there is no such file"
+        there, found = (
+            path.is_file(),
+            "expected a file, got a folder"
+            if path.is_dir()
+            else "expected a regular file"
+            if path.exists()
+            else "there is no such file",
+        )
     except (OSError, ValueError):  # a path that no system takes
         there, found = False, "there is no such file"
     if not there:
@@ -244,7 +251,7 @@ def renamed(tensors: Mapping[str, Tensor], names: Collection[str], weights: Any 
     if removed and weights is not None:
         say(f"{weights}: names without {removed!r} before them")
     if extra and weights is not None:
-        say(f"{weights}: {len(extra)} values that are no weights left out: {', '.join(extra[:4])}")
+        say(f"{weights}: {len(extra)} values that are not weights were left out: {', '.join(extra[:4])}")
     return {name: value for name, value in found.items() if name not in extra}
 
 

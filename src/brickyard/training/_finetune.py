@@ -66,7 +66,7 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         >>> whole = by.assemble(parts, scaling="none")
         >>> trained = by.finetune(whole, [data, data], training=TrainingOptions(epochs=1))
         >>> print(str(trained).splitlines()[-1].strip().split(",")[0])
-        trained      1 passes over 18 images
+        trained      1 epoch on 18 images
     """
     check_model(model, "finetune")
     check_no_cascade(model, "training")

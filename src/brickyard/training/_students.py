@@ -360,6 +360,6 @@ def _announce(lessons: _Lessons, network: nn.Module, training: TrainingOptions, 
             loss.item()
     seconds = (time.perf_counter() - begun) / TRIED * steps
     say(
-        f"distilling: {training.epochs} passes over {count:,} images, {steps:,} steps; {held:,} images held back; it "
+        f"distilling: {training.epochs} epochs on {count:,} images, {steps:,} steps; {held:,} images held back; it "
         f"will take about {span(seconds)}"
     )

@@ -310,7 +310,7 @@ class Bench:
         """A classifier that was built before."""
         with self._kept_lock:
             if name not in self._kept:
-                raise GoneError("workbench-gone", "this classifier is no longer kept; assemble it again")
+                raise GoneError("workbench-gone", "this classifier is no longer stored; assemble it again")
             self._kept.move_to_end(name)
             return self._kept[name]
 

@@ -154,7 +154,7 @@ class Makings:
         """
         with self._lock:
             if key not in self._all:
-                raise GoneError("workbench-gone", "this brick in the making is no longer kept; make it again")
+                raise GoneError("workbench-gone", "this unfinished brick is no longer stored; make it again")
             return self._all[key]
 
     def shown(self, key: str) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class Order(Frozen):
         try:
             order = cls.model_validate(value)
         except ValidationError as error:
-            why = f"what was sent is no order for a brick: {first_problem(error)}"
+            why = f"what was sent is not an order for a brick: {first_problem(error)}"
             raise OptionError("option-plan-invalid", f"{why}; use the workbench's own page") from None
         if order.kind == "demo":
             return order

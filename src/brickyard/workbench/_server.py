@@ -100,7 +100,7 @@ class Patient(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request."""
-        headers, body = _told("this is no HTTP request; open the address that the workbench printed")
+        headers, body = _told("this is not an HTTP request; open the address that the workbench printed")
         lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers), b"", body]
         self.transport.write(b"\r\n".join(lines))
         self.transport.close()

@@ -16,7 +16,7 @@ from brickyard.workbench._limits import BusyError, GoneError, Limits
 from brickyard.workbench._shelf import MODELS
 
 KINDS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "GIF": ".gif", "BMP": ".bmp", "WEBP": ".webp"}
-GONE = "this upload is no longer kept; send it again"
+GONE = "this upload is no longer stored; send it again"
 
 
 @dataclass(frozen=True)

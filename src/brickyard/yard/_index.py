@@ -197,7 +197,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 def _check_plain(path: Path) -> None:
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_INDEX:
-        raise ValueError("no plain file, or too large")
+        raise ValueError("not a regular file, or too large")
 
 
 def _row(name: str, stamp: Stamp, found: Entry | str) -> tuple[Any, ...]:

@@ -56,7 +56,7 @@ SAMPLES = "samples"  # a folder in a yard for pictures to try components with
 LOCK = ".lock"  # who writes holds it
 MAX_NAME = 35  # of names that are made here
 NEVER: Stamp = (0, 0)  # an empty file of 1970
-FOREIGN = "is no file of a component; move it out of the yard"
+FOREIGN = "is not a component file; move it out of the yard"
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class Yard:
         Raises:
             TaskError: No class is wanted or one twice, nothing covers one (the message has names that are near), or no
                 choice is within the limits, or the search for the best one was stopped since it takes too long.
-            OptionError: A limit is no whole number above 0, or `classes` is one text.
+            OptionError: A limit is not an integer above 0, or `classes` is one text.
         """
         return choose(self.entries(), classes, max_parameters=max_parameters, max_flops=max_flops)
 
@@ -307,7 +307,7 @@ class Yard:
         if name is not None and not is_name(name):
             raise FileError(
                 "file-path-invalid",
-                f"{name!r} is no valid name: use letters, digits, '.', '_', '-', a letter or digit first; no {SUFFIX}",
+                f"{name!r} is not valid: use letters, digits, '.', '_', '-', first a letter or digit; no {SUFFIX}",
             )
         with self._lock():
             staged = self._staged(item)
@@ -391,7 +391,7 @@ class Yard:
     def _missing(self, name: str, known: Known) -> FileError:
         if name in known:
             return FileError(
-                "file-component-unusable", f"{name!r} in {self.path} is no component that can be used: {known[name][1]}"
+                "file-component-unusable", f"{name!r} in {self.path} is not a usable component: {known[name][1]}"
             )
         names = sorted(entry.name for entry in _entries(known))
         hint = near(str(name).removesuffix(SUFFIX), names) or "; list the yard to see what there is"
@@ -530,7 +530,8 @@ class Yard:
         path = Path(item)
         if not path.is_file():
             raise FileError(
-                "file-missing", f"cannot add {path}: {'it is no file' if path.exists() else 'there is no such file'}"
+                "file-missing",
+                f"cannot add {path}: {'expected a file, got a folder' if path.exists() else 'there is no such file'}",
             )
         try:
             shutil.copyfile(path, staged)

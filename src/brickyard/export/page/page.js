@@ -108,7 +108,7 @@ async function classify(file) {
   tell(`Looking at ${name} …`);
   try {
     const session = await ready;
-    const { tensor, shrunk } = await pixels(file).catch(() => { throw new Error(`${name} is no picture that this browser reads`); });
+    const { tensor, shrunk } = await pixels(file).catch(() => { throw new Error(`${name} is not a picture that this browser reads`); });
     const said = await session.run({ images: tensor });
     const strange = said.strangeness ? [...said.strangeness.data] : null;
     const found = verdict([...said.probabilities.data], strange);
