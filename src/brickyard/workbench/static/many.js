@@ -137,6 +137,7 @@ function compareText() {
   const [a, b] = many.runs;
   const done = places().slice(0, answered());
   const alone = (one, other) => done.filter((p) => isRight(one, p) === true && isRight(other, p) === false).length;
+  if (!done.some(differs)) return `Both answer ${done.length === many.items.length ? "all pictures" : "the pictures so far"} alike.`;
   const text = `They differ on ${several(done.filter(differs).length, "picture")}`;
   return done.some((p) => isRight(a, p) !== null && isRight(b, p) !== null) ? `${text}: ${alone(a, b)} right in ${letterOf(a.made)} alone, ${alone(b, a)} in ${letterOf(b.made)} alone.` : `${text}.`;
 }

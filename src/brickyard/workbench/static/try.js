@@ -31,7 +31,10 @@ function drawMade(quiet) {
   $("answers").replaceChildren();
   $("answers-title").hidden = true;
   const calibrated = made.images ? `, calibrated with ${several(made.images, "picture")}` : "";
-  $("made").textContent = `One classifier of ${several(made.bricks.length, "brick")} knows ${several(made.classes.length, "class", "classes")}: ${made.classes.slice(0, 12).join(", ")}${made.classes.length > 12 ? " …" : ""}. Form: ${made.form}; scaling: ${made.scaling}${calibrated}. ${made.notes.join(" ")}`;
+  $("made").textContent = `One classifier of ${several(made.bricks.length, "brick")} knows ${several(made.classes.length, "class", "classes")}: ${made.classes.slice(0, 12).join(", ")}${made.classes.length > 12 ? " …" : ""}. Form: ${made.form}; scaling: ${made.scaling}${calibrated}.`;
+  $("made-notes").hidden = made.notes.length === 0;
+  $("made-count").textContent = several(made.notes.length, "note");
+  $("made-list").replaceChildren(...made.notes.map((note) => make("li", {}, note)));
   const rows = made.measured.map((pair) => make("li", {}, `${made.bricks[pair.by]} won ${pair.won} of ${pair.images} pictures of ${made.bricks[pair.of]}`));
   $("measured").hidden = rows.length === 0;
   $("measured").replaceChildren(make("h3", {}, "Measured on your pictures, before scaling"), make("ul", { className: "soft" }, ...rows));
@@ -121,6 +124,7 @@ function drawAnswer(answer, shown) {
   node.querySelector("div").append(whyButton(node, answer, shown));
   for (const older of $("answers").querySelectorAll("details")) older.open = false;
   $("answers").prepend(node);
+  node.scrollIntoView({ block: "nearest" });
   while ($("answers").children.length > ANSWERS) {
     const old = $("answers").lastElementChild;
     const shown = old.querySelector("img").src;

@@ -32,6 +32,7 @@ async function explainAnswer(box, made, answer, shown, name) {
     const path = `/api/assemblies/${encodeURIComponent(made.id)}/why?${query}`;
     const found = await (await ask(path, { method: "POST", body: shown.file ? form : null })).json();
     drawWhy(box, made, answer, shown, found);
+    if (name === null) box.parentElement.scrollIntoView({ block: "start" });
   } catch (error) {
     box.replaceChildren(make("p", { className: "error" }, error.message + (error.code ? ` (${error.code})` : "")));
   } finally {
@@ -53,7 +54,7 @@ function drawWhy(box, made, answer, shown, found) {
       ? make("span", {}, make("span", { className: "key for" }), " speaks for it ", make("span", { className: "key against" }), ` speaks against it: ${size} places, each by how much the logit ${found.logit.toFixed(2)} falls without it`)
       : "This brick has no layer that knows places in the picture."),
   );
-  const far = (one) => (one.strangeness === null ? "not known" : one.strangeness > 1 ? `unlike its classes (${one.strangeness.toFixed(2)})` : `familiar (${one.strangeness.toFixed(2)})`);
+  const far = (one) => (one.strangeness === null ? "not known" : one.strangeness > 1 ? `unlike its own (${one.strangeness.toFixed(2)})` : `familiar (${one.strangeness.toFixed(2)})`);
   const beside = make(
     "div", {},
     make("h4", {}, "How familiar the picture looks"),
