@@ -262,7 +262,7 @@ function drawMatrix() {
     const all = of.reduce((a, b) => a + b, 0);
     return make("tr", {}, make("th", { scope: "row", title: row }, make("span", { className: "long" }, row)), ...columns.map((column, place) => {
       if (!of[place]) return make("td", { className: "zero" }, "·");
-      const right = column === row;
+      const right = column === row || (column === NONE && !run.made.classes.includes(row));
       const button = make("button", { type: "button", className: right ? "hit" : "miss" }, String(of[place]));
       button.style.setProperty("--share", `${Math.round(20 + 80 * of[place] / all)}%`);
       button.setAttribute("aria-label", `${several(of[place], "picture")} of ${row}, answered ${column}`);
