@@ -247,13 +247,14 @@ def requests(draw: Any, key: str) -> Asked:
     # Exporting takes seconds, whoever asks: ONNX has tests of its own.
     paths = [b"/", b"/static/" + name, b"/static/app.js", b"/api/yard", b"/api/inside", b"/api/sample", b"/api/plan"]
     paths += [b"/api/assemblies", b"/api/assemblies/" + name + b"/classify", b"/api/assemblies/" + name + b"/file"]
+    paths += [b"/api/assemblies/" + name + end for end in (b"", b"/table", b"/why", b"/texts")]
     paths += [b"/" + name, b"//" + name, name, b"/api/../" + name, b"/openapi.json"]
     path = draw(st.sampled_from(paths)).replace(b"?", b"").replace(b"#", b"") or b"/"
     names = st.sampled_from(["brick", "name", "kind", "sample", "token"]) | texts
     values = words | st.sampled_from(["safetensors", "html", "exe"])
     pairs = draw(st.lists(st.tuples(names, values), max_size=3))
     query = b"&".join(_quoted(k) + b"=" + _quoted(v) for k, v in pairs) or draw(st.binary(max_size=12))
-    fitting = "POST" if path.endswith((b"plan", b"assemblies", b"classify")) else "GET"
+    fitting = "POST" if path.endswith((b"plan", b"assemblies", b"classify", b"table", b"why")) else "GET"
     method = draw(st.sampled_from([fitting] * 12 + ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "X"]))
     body, kind = draw(bodies()) if method != "GET" or draw(st.booleans()) else (b"", None)
     headers = (

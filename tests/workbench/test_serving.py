@@ -235,10 +235,11 @@ def test_ordinary_pictures_of_all_kinds_are_read() -> None:
 def test_pixels_are_counted_over_the_whole_request(yard) -> None:
     app = create_app(yard, limits=Limits(all_pixels=10_000))
     key, content = built(app), png(50, 50)
-    path = f"/api/assemblies/{key}/classify"
-    assert ask(app, upload(path, *[("p", "a.png", content)] * 4)).status == 200
-    answer = ask(app, upload(path, *[("p", "a.png", content)] * 5))
-    assert (answer.status, "0.01" in answer.error) == (400, True)
+    for what in ("classify", "table"):
+        path = f"/api/assemblies/{key}/{what}"
+        assert ask(app, upload(path, *[("p", "a.png", content)] * 4)).status == 200
+        answer = ask(app, upload(path, *[("p", "a.png", content)] * 5))
+        assert (answer.status, "0.01" in answer.error) == (400, True)
     labelled = [(f"0.{k}", "a.png", content) for k in (0, 1)] * 3
     answer = ask(app, upload("/api/assemblies", ("plan", None, plan_of("good")), *labelled))
     assert (answer.status, "0.01" in answer.error) == (400, True)
@@ -248,7 +249,8 @@ def test_no_further_picture_is_begun_after_the_time_of_a_request(yard) -> None:
     for seconds, status in ((60, 200), (-1, 503)):
         app = create_app(yard, limits=Limits(work_seconds=seconds))
         key = built(app)
-        assert ask(app, upload(f"/api/assemblies/{key}/classify", ("p", "a.png", png(9, 9)))).status == status
+        for what in ("classify", "table", "why"):
+            assert ask(app, upload(f"/api/assemblies/{key}/{what}", ("p", "a.png", png(9, 9)))).status == status
 
 
 def test_large_pictures_are_shrunk_once_and_say_the_same(yard) -> None:
@@ -263,6 +265,15 @@ def test_large_pictures_are_shrunk_once_and_say_the_same(yard) -> None:
     assert torch.equal(preprocess(small[None], how), preprocess(picture[None], how))
     assert pictures.shrunk(picture[:, :900], parts) is not None
     assert pictures.shrunk(picture[:, :900], parts).shape == (3, 900, 1501)  # not large: it stays
+
+    middle = how.model_copy(update={"fit": "crop", "crop": 0.875})
+    parts = [manifest.model_copy(update={"preprocessing": middle})] * 2
+    slope = (torch.arange(3000) * 255 // 2999).to(torch.uint8).expand(3, 1000, 3000)  # a part sees its middle third
+    small = pictures.shrunk(slope, parts)
+    assert small.shape == (3, 816, 2449)
+    torch.testing.assert_close(preprocess(small[None], middle), preprocess(slope[None], middle), atol=0.03, rtol=0)
+    squeezed = preprocess(slope[None], by.Preprocessing(size=(16, 16)))  # the control
+    assert float((preprocess(squeezed, middle) - preprocess(slope[None], middle)).abs().max()) > 0.5
 
 
 def test_forms_that_are_bombs_are_refused_at_once(app, yard) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
@@ -278,6 +279,55 @@ def test_the_camera_and_the_clipboard(page) -> None:
     page.evaluate(paste)
     expect(page.locator(".answer")).to_have_count(2)
     assert headline(page) == "1"
+
+
+def test_many_pictures_two_classifiers_and_an_explanation_that_survive_a_reload(page, digits_yard, tmp_path) -> None:
+    data, names = load_data("digits", split="test"), ["digits-012", "digits-789"]
+    wanted: dict[str, str] = {}
+    for digit in (0, 2, 8, 9, 4):  # 4 is none of the classes
+        (tmp_path / "all" / str(digit)).mkdir(parents=True)
+        for place, image in enumerate(data.images[data.labels == digit][:9]):
+            wanted[f"{digit}/{digit}-{place}.png"] = str(digit)
+            (tmp_path / "all" / str(digit) / f"{digit}-{place}.png").write_bytes(encoded(image))
+    parts, paths = [digits_yard.load(name) for name in names], [tmp_path / "all" / name for name in wanted]
+    found = {how: by.assemble(parts, scaling=how).predict(paths) for how in ("auto", "magnitude")}
+    truths = list(wanted.values())
+    right = {how: sum(a == b for a, b in zip(said, truths, strict=True)) for how, said in found.items()}
+    differ = sum(a != b for a, b in zip(*found.values(), strict=True))
+    assert differ > 0
+    add(page, *names)
+    assembled(page, 2)
+    page.locator("#options summary").click()
+    page.locator("#scaling").select_option("magnitude")
+    assembled(page, 2)
+    expect(page.locator("#made")).to_contain_text("scaling: magnitude")
+    page.locator("#which").select_option(index=0)
+    page.locator("#folder").set_input_files(tmp_path / "all")
+    expect(page.locator("#many-score p").first).to_contain_text(f"A: {right['auto']} of 36 right")
+    cell = next((b, a) for a, b in zip(found["auto"], truths, strict=True) if a != b and b != "4")
+    same = [a for a, b in zip(found["auto"], truths, strict=True) if b == cell[0] and a == cell[1]]
+    shown = cell[1].strip("()")
+    page.locator(f"#matrix-rows [aria-label$=' of {cell[0]}, answered {shown}']").click()
+    expect(page.locator("#many-rows tr")).to_have_count(len(same))
+    page.locator("#many-with").select_option(index=1)
+    expect(page.locator("#many-score p").nth(1)).to_contain_text(f"B: {right['magnitude']} of 36 right")
+    expect(page.locator("#many-rows tr.differ")).to_have_count(differ)
+    with page.expect_download() as waiting:
+        button(page, "Download as CSV").click()
+    rows = list(csv.DictReader(waiting.value.path().open(newline="")))
+    for letter, said in zip("AB", found.values(), strict=True):
+        assert [row[f"{letter} answer"] for row in rows] == [
+            name.strip("()") for _, name in sorted(zip(wanted, said, strict=True))
+        ]
+    page.reload()
+    expect(page.locator("#wall li")).to_have_count(2)
+    expect(page.locator("#which option")).to_have_count(2)
+    expect(page.locator("#made")).to_contain_text("scaling: auto")
+    expect(page.locator("#scaling")).to_have_value("magnitude")
+    tried(page, "digit-8.png")
+    button(page, "Why this answer to digit-8.png").click()
+    expect(page.locator(".why canvas")).to_have_attribute("aria-label", re.compile("strongest for 8 at the"))
+    expect(page.locator(".why svg rect.lit").first).to_be_visible()
 
 
 def test_what_goes_wrong_is_said_in_words(page) -> None:

@@ -217,7 +217,7 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
     return Relevance.blank(
         model,
         graph,
-        _layer_records(graph),
+        layer_records(graph),
         options,
         record,
         classes=names,
@@ -330,7 +330,8 @@ def output_names(classes: Any, count: int) -> tuple[str, ...]:
     return names
 
 
-def _layer_records(graph: Graph) -> dict[str, LayerRecord]:
+def layer_records(graph: Graph) -> dict[str, LayerRecord]:
+    """What locating needs to know about each layer, in network order."""
     return {
         mixer.name: LayerRecord(mixer.reads, mixer.writes, mixing_of(graph.network.layer(mixer.name)).linear)
         for mixer in sorted(graph.mixers(), key=lambda mixer: mixer.position)

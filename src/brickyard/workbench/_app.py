@@ -12,8 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
-from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.base._errors import BrickyardError, DataError, FileError
 from brickyard.base._messages import shown
+from brickyard.workbench._asking_routes import add_asking
 from brickyard.workbench._bench import SOURCES, Bench, Plan
 from brickyard.workbench._guard import LOCAL, Guard, RefusedError
 from brickyard.workbench._limits import BusyError, GoneError, Limits
@@ -24,9 +25,8 @@ from brickyard.workbench._shelf import Shelf
 from brickyard.yard._yard import Yard
 
 STATIC = {"index.html": "text/html", "style.css": "text/css", "icon.svg": "image/svg+xml"} | dict.fromkeys(
-    ("app.js", "new.js", "curve.js"), "text/javascript"
+    ("app.js", "try.js", "address.js", "many.js", "why.js", "new.js", "curve.js"), "text/javascript"
 )
-KINDS = {"safetensors": "application/octet-stream", "onnx": "application/octet-stream", "html": "text/html"}
 
 
 class Plain(JSONResponse):
@@ -86,6 +86,7 @@ def create_app(
     _pages(app)
     _questions(app, bench, line)
     _work(app, bench, limits)
+    add_asking(app, bench, limits)
     app.state.makings = add_routes(app, bench, Shelf(_folder(sources, bench)), limits)
     return app
 
@@ -155,15 +156,6 @@ def _questions(app: FastAPI, bench: Bench, line: Line) -> None:
     def _sample(name: str) -> Response:
         return Response(bench.sample_thumbnail(name), media_type="image/png")
 
-    @app.get("/api/assemblies/{key}/file")
-    def _file(key: str, kind: str) -> Response:
-        if kind not in KINDS:
-            raise OptionError("option-choice", f"the file's kind must be one of {', '.join(KINDS)}, got {kind[:40]!r}")
-        content, name = bench.file(key, kind)
-        return Response(
-            content, media_type=KINDS[kind], headers={"content-disposition": f'attachment; filename="{name}"'}
-        )
-
 
 def _work(app: FastAPI, bench: Bench, limits: Limits) -> None:
     @app.post("/api/plan")
@@ -181,18 +173,6 @@ def _work(app: FastAPI, bench: Bench, limits: Limits) -> None:
                 if not isinstance(item, str):
                     labelled.setdefault(_place(field), []).append(await content_of(item, limits))
         return await run_in_threadpool(bench.build, plan, labelled)
-
-    @app.post("/api/assemblies/{key}/classify")
-    async def _classify(request: Request, key: str, sample: str | None = None) -> Any:
-        if sample is not None:
-            shown = [(sample, bench.sample(sample))]
-        else:
-            async with form_of(request, limits) as form:
-                items = [item for _, item in form.multi_items() if not isinstance(item, str)]
-                shown = [await content_of(item, limits) for item in items]
-        if not shown:
-            raise DataError("data-no-images", "no picture was given; choose one or more")
-        return {"answers": await run_in_threadpool(bench.classify, key, shown)}
 
 
 def _place(field: str) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -30,8 +29,6 @@ from brickyard.base._records import AssemblyManifest, AxisRecord, ComponentManif
 from brickyard.component._component import Component
 from brickyard.component._describe import kept_text, selection_text
 from brickyard.component._predictor import REJECT
-from brickyard.export._onnx import export_onnx
-from brickyard.reports._page import report
 from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import SCALINGS, scale
 from brickyard.workbench import _pictures as pictures
@@ -106,12 +103,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Kept:
-    """A classifier, its parts, what they are called in the yard, and what is held while it runs."""
+    """A classifier, its parts, the plan that it was built by, and what is held while it runs.
+
+    `measured` counts how often parts won pictures of each other, where labelled ones were given.
+    """
 
     assembly: Assembly
     parts: tuple[Component, ...]
-    bricks: tuple[str, ...]
+    plan: Plan
+    measured: tuple[dict[str, int], ...]
     lock: threading.Lock
+
+    @property
+    def bricks(self) -> tuple[str, ...]:
+        """What the parts are called in the yard."""
+        return self.plan.bricks
 
 
 class Bench:
@@ -160,7 +166,10 @@ class Bench:
                 {"name": name, "text": s.help, "few_shot": s.few_shot, "gated": s.gated} for name, s in SCALINGS.items()
             ],
             "options": [_control(option) for option in form_options().values()],
-            "limits": {name: getattr(self.limits, name) for name in ("file_bytes", "files", "body_bytes", "bricks")},
+            "limits": {
+                name: getattr(self.limits, name)
+                for name in ("file_bytes", "files", "body_bytes", "bricks", "assemblies")
+            },
         }
 
     def named(self, text: str) -> str:
@@ -207,7 +216,7 @@ class Bench:
         with self._turn(self._yard_lock):
             manifest = self.manifest(name)
         axes = [
-            {"name": axis, "size": record.size, "kept": len(record.kept), "cells": _cells(record)}
+            {"name": axis, "size": record.size, "kept": len(record.kept), "cells": cells(record)}
             for axis, record in manifest.axes.items()
         ]
         return {
@@ -291,19 +300,25 @@ class Bench:
                 counts = measured(plain.manifest, seen.signals[0], seen.owners)
             name = secrets.token_urlsafe(12)
             with self._kept_lock:
-                self._kept[name] = Kept(whole, tuple(parts), plan.bricks, threading.Lock())
+                self._kept[name] = Kept(whole, tuple(parts), plan, tuple(counts), threading.Lock())
                 while len(self._kept) > self.limits.assemblies:
                     self._kept.popitem(last=False)
-        manifest = whole.manifest
+        return self.described(name)
+
+    def described(self, name: str) -> dict[str, Any]:
+        """What a classifier is, for the page."""
+        kept = self.kept(name)
+        manifest = kept.assembly.manifest
         return {
             "id": name,
-            "bricks": plan.bricks,
+            "bricks": kept.bricks,
+            "options": kept.plan.options,
             "classes": manifest.classes,
             "form": manifest.form,
             "scaling": manifest.scaling.name,
             "images": manifest.scaling.images,
             "notes": [*manifest.notes, *manifest.scaling.notes],
-            "measured": counts,
+            "measured": kept.measured,
         }
 
     def kept(self, name: str) -> Kept:
@@ -332,7 +347,7 @@ class Bench:
                         "data-class-without-images",
                         f"class {name!r} has no picture; give at least one, preferably five",
                     )
-                shown += [self._picture(title, content, parts, end) for title, content in own]
+                shown += [self.picture(title, content, parts, end) for title, content in own]
                 labels += [part.leads[place]] * len(own)
             found.append((pictures.stacked(shown, parts), torch.tensor(labels)))
         if labelled:
@@ -343,13 +358,19 @@ class Bench:
 
     def classify(self, name: str, shown: Sequence[tuple[str, bytes]]) -> list[dict[str, Any]]:
         """What a classifier says to pictures, and what each of its bricks says by itself."""
-        kept = self.kept(name)
-        with self._turn(kept.lock), self._turn():
+        with self.at_work(name) as kept:
             pictures.check_all(shown, self.limits)
             end = time.monotonic() + self.limits.work_seconds
             return [self._answer(kept, title, content, end) for title, content in shown]
 
-    def _picture(self, title: str, content: bytes, parts: Sequence[ComponentManifest], end: float) -> Tensor:
+    @contextmanager
+    def at_work(self, name: str) -> Iterator[Kept]:
+        """A classifier, for as long as it is this request's turn to compute with it."""
+        kept = self.kept(name)
+        with self._turn(kept.lock), self._turn():
+            yield kept
+
+    def picture(self, title: str, content: bytes, parts: Sequence[ComponentManifest], end: float) -> Tensor:
         """A picture as the parts can take it; none is begun after the end of a request's time."""
         if time.monotonic() > end:
             raise BusyError(
@@ -360,11 +381,11 @@ class Bench:
         return pictures.fitted(pictures.shrunk(picture, parts), parts)
 
     def _answer(self, kept: Kept, title: str, content: bytes, end: float) -> dict[str, Any]:
-        image = self._picture(title, content, kept.assembly.manifest.parts, end)
+        image = self.picture(title, content, kept.assembly.manifest.parts, end)
         judged = kept.assembly.judge([image])
         chances, verdict = judged.probabilities[0], judged.verdicts()[0]
         owners = dict(zip(kept.assembly.classes, kept.assembly.manifest.owners, strict=True))
-        best = _top(chances, kept.assembly.classes, 5)
+        best = _top(chances[: len(kept.assembly.classes)], kept.assembly.classes, 5)
         classes = [{**item, "bricks": sorted(set(owners[item["name"]]))} for item in best]
         several = not kept.assembly.outputs.exclusive
         answer = list(verdict.answer) if several else [classes[0]["name"]]
@@ -380,29 +401,8 @@ class Bench:
             "views": [_view(brick, part, image) for brick, part in zip(kept.bricks, kept.parts, strict=True)],
         }
 
-    def file(self, name: str, kind: str) -> tuple[bytes, str]:
-        """A classifier as a file: its bytes and a name.
 
-        Args:
-            name: The classifier.
-            kind: "safetensors", "onnx" or "html".
-        """
-        kept = self.kept(name)
-        with self._turn(kept.lock), self._turn(), tempfile.TemporaryDirectory() as folder:
-            title = f"classifier-{len(kept.assembly.classes)}-classes.{kind}"
-            path = Path(folder) / title
-            if kind == "html":
-                items: list[Assembly | Component] = [kept.assembly, *kept.parts]
-                names = ["classifier", *kept.bricks]
-                return report(items, names=names, title="A classifier from the workbench").encode(), title
-            if kind == "onnx":
-                export_onnx(kept.assembly, path)
-            else:
-                kept.assembly.save(path)
-            return path.read_bytes(), title
-
-
-def _cells(record: AxisRecord) -> list[float]:
+def cells(record: AxisRecord) -> list[float]:
     """For each of a few runs of channels, the share that is kept."""
     count = min(record.size, CELLS)
     kept = Counter(channel * count // record.size for channel in record.kept)

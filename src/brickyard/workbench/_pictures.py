@@ -165,12 +165,18 @@ def stacked(pictures: Sequence[Tensor], parts: Sequence[ComponentManifest]) -> T
 def shrunk(picture: Tensor, parts: Sequence[ComponentManifest]) -> Tensor:
     """A large picture at the size of the largest part, so that no part has to bring it there; others stay.
 
-    Where all parts take the same size, their own preprocessing would have made the same of it.
+    Where all parts take the same size, their own preprocessing would have made the same of it. Where a part takes the
+    middle of a picture, or fits it otherwise, its sides keep their proportion.
     """
     size = _largest(parts)
     height, width = picture.shape[1:]
     if height * width <= LARGE or height < size[0] or width < size[1]:
         return picture
+    if any(part.preprocessing.crops or part.preprocessing.fit != "resize" for part in parts):
+        factor = max(
+            (LARGE / (height * width)) ** 0.5, *(goal / side for goal, side in zip(size, (height, width), strict=True))
+        )
+        size = round(height * factor), round(width * factor)
     # One channel after the other, which needs a third of the memory.
     return torch.cat([preprocess(channel[None, None], Preprocessing(size=size))[0] for channel in picture])
 

@@ -6,7 +6,7 @@ const PAGE = 60; // bricks that are shown at first
 const CHIPS = 14; // classes that a brick shows
 const ANSWERS = 24; // answers that are kept on the page
 
-const state = { yard: null, tray: [], asked: new Map(), plan: null, shown: PAGE, labelled: new Map(), made: null, busy: false };
+const state = { yard: null, tray: [], asked: new Map(), plan: null, shown: PAGE, labelled: new Map(), made: null, classifiers: [], busy: false };
 let turn = 0; // of plans: an answer that comes late is not shown
 
 function make(tag, properties = {}, ...children) {
@@ -255,6 +255,7 @@ function drawWall() {
 }
 
 function valueOf(input) {
+  if (input.dataset.kind === "bool") return { yes: true, no: false }[input.value]; // undefined: as the library does
   if (input.type === "checkbox") return input.checked;
   return input.type === "number" ? Number(input.value) : input.value;
 }
@@ -262,14 +263,18 @@ function valueOf(input) {
 // A control for an option that has no place of its own on the page.
 function control(option) {
   const kinds = { bool: "checkbox", int: "number", float: "number" };
-  const input = option.choices.length
+  const open = option.kind === "bool" && option.default === null;
+  const input = open
+    ? make("select", {}, ...[["", "as usual"], ["yes", "yes"], ["no", "no"]].map(([value, text]) => make("option", { value }, text)))
+    : option.choices.length
     ? make("select", {}, ...option.choices.map((choice) => make("option", { value: choice.name, title: choice.text }, choice.name)))
     : make("input", { type: kinds[option.kind] || "text", step: option.kind === "float" ? "any" : "1" });
   if (input.type === "checkbox") input.checked = option.default;
   else input.value = option.default ?? "";
+  if (open) input.dataset.kind = "bool";
   input.dataset.option = option.name;
   input.addEventListener("change", plan);
-  return make("label", { className: "field" }, `${option.text} `, input);
+  return make("label", { className: "field more" }, `${option.text} `, input);
 }
 
 function choices() {
@@ -281,6 +286,7 @@ function choices() {
 
 async function plan() {
   const mine = ++turn;
+  saveAddress();
   try {
     const answer = await ask("/api/plan", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(choices()) });
     const found = await answer.json();
@@ -384,8 +390,7 @@ async function assemble() {
   try { form = labelledForm(); } catch (error) { complain("tray-error", error); return; }
   busy(true, "Assembling …");
   try {
-    state.made = await (await ask("/api/assemblies", { method: "POST", body: form })).json();
-    drawMade();
+    takeMade(await (await ask("/api/assemblies", { method: "POST", body: form })).json());
   } catch (error) {
     complain("tray-error", error);
   } finally {
@@ -401,160 +406,7 @@ function busy(now, text = "") {
   else drawCalibrate();
 }
 
-// -- trying -----------------------------------------------------------------------------------------------------
-
-function drawMade() {
-  const made = state.made;
-  document.querySelector("main").classList.add("trying");
-  $("try").hidden = false;
-  complain("try-error", null);
-  complain("file-error", null);
-  $("answers").replaceChildren();
-  $("answers-title").hidden = true;
-  const calibrated = made.images ? `, calibrated with ${several(made.images, "picture")}` : "";
-  $("made").textContent = `One classifier of ${several(made.bricks.length, "brick")} knows ${several(made.classes.length, "class", "classes")}: ${made.classes.slice(0, 12).join(", ")}${made.classes.length > 12 ? " …" : ""}. Form: ${made.form}; scaling: ${made.scaling}${calibrated}. ${made.notes.join(" ")}`;
-  const rows = made.measured.map((pair) => make("li", {}, `${made.bricks[pair.by]} won ${pair.won} of ${pair.images} pictures of ${made.bricks[pair.of]}`));
-  $("measured").hidden = rows.length === 0;
-  $("measured").replaceChildren(make("h3", {}, "Measured on your pictures, before scaling"), make("ul", { className: "soft" }, ...rows));
-  drawSamples();
-  drawWall();
-  $("try").focus({ preventScroll: true });
-  $("try").scrollIntoView({ block: "start" });
-  tell(`Assembled: ${several(made.classes.length, "class", "classes")}. Try a picture.`);
-}
-
-function drawSamples() {
-  $("samples-box").hidden = state.yard.samples.length === 0;
-  if ($("samples").children.length) return;
-  $("samples").replaceChildren(...state.yard.samples.map((name) => {
-    const url = `/api/sample?name=${encodeURIComponent(name)}`;
-    const button = make("button", { type: "button", title: name }, make("img", { src: url, alt: "", loading: "lazy" }));
-    button.setAttribute("aria-label", `Try sample ${name}`);
-    button.addEventListener("click", () => classify(null, name, url));
-    return make("li", {}, button);
-  }));
-}
-
-async function classify(files, sample = null, url = null) {
-  if (!state.made || state.busy) return;
-  complain("try-error", null);
-  const form = new FormData();
-  for (const file of files || []) form.append("picture", file, file.name || "picture.png");
-  const query = sample === null ? "" : `?sample=${encodeURIComponent(sample)}`;
-  document.body.setAttribute("aria-busy", "true");
-  try {
-    const path = `/api/assemblies/${encodeURIComponent(state.made.id)}/classify${query}`;
-    const found = await (await ask(path, { method: "POST", body: sample === null ? form : null })).json();
-    found.answers.forEach((answer, index) => drawAnswer(answer, sample === null ? URL.createObjectURL(files[index]) : url));
-    const last = found.answers[found.answers.length - 1];
-    if (last) tell(`${last.picture}: ${headline(last)}, ${percent(last.classes[0].probability)}${last.none ? `, ${sureness(last)}` : `, answered by ${bricksOf(last).join(" and ")}`}`);
-  } catch (error) {
-    complain("try-error", error);
-  } finally {
-    document.body.setAttribute("aria-busy", "false");
-  }
-}
-
-const bricksOf = (answer) => answer.answered.map((index) => state.made.bricks[index]);
-
-function lines(classes) {
-  const owner = (item) => (item.bricks && item.bricks.length ? colour(brickOf(state.made.bricks[item.bricks[0]])) : "");
-  return make("div", { className: "lines" }, ...classes.flatMap((item) => [make("span", {}, item.name), make("div", { className: owner(item) }, bar(item.probability)), make("span", { className: "number" }, percent(item.probability))]));
-}
-
-function headline(answer) {
-  if (answer.none && !answer.several) return "none of these";
-  return answer.answer.length ? answer.answer.join(", ") : "none of the classes";
-}
-
-function sureness(answer) {
-  const [first, second] = answer.classes;
-  if (answer.several) return `the highest, ${first.name}`;
-  if (answer.none) return `best guess: ${first.name}`;
-  if (second && first.probability - second.probability < 0.2) return `undecided between ${first.name} and ${second.name}`;
-  return answer.words || "not known whether it looks like its classes";
-}
-
-function drawAnswer(answer, url) {
-  $("answers-title").hidden = false;
-  const best = answer.classes[0];
-  const tags = answer.answered.map((index) => make("span", { className: `tag ${colour(brickOf(state.made.bricks[index]))}` }, state.made.bricks[index]));
-  const strange = answer.strangeness !== null && answer.strangeness > 1;
-  const node = make(
-    "li", { className: `answer ${colour(brickOf(state.made.bricks[answer.answered[0]]))}` },
-    make("img", { src: url, alt: answer.picture }),
-    make(
-      "div", {}, make("p", { className: "headline" }, headline(answer)), make("p", {}, `${percent(best.probability)} · ${sureness(answer)}`),
-      make("p", { className: "soft" }, answer.none ? "guessed by " : "answered by ", ...tags),
-      strange ? make("p", { className: "soft" }, "The picture is unlike all classes of all bricks.") : null,
-    ),
-    make(
-      "details", { open: true }, make("summary", {}, "All scores, and the prediction of each brick"), lines(answer.classes),
-      ...answer.views.map((view) => make(
-        "div", { className: `view ${colour(brickOf(view.brick))}` },
-        make("p", { className: "soft" }, make("span", { className: "tag" }, view.brick), ` ${view.words}`), lines(view.classes),
-      )),
-    ),
-  );
-  for (const older of $("answers").querySelectorAll("details")) older.open = false;
-  $("answers").prepend(node);
-  while ($("answers").children.length > ANSWERS) {
-    const old = $("answers").lastElementChild;
-    const shown = old.querySelector("img").src;
-    if (shown.startsWith("blob:")) URL.revokeObjectURL(shown);
-    old.remove();
-  }
-}
-
-// -- camera -----------------------------------------------------------------------------------------------------
-
-async function openCamera() {
-  complain("try-error", null);
-  try {
-    if (!navigator.mediaDevices) throw new Error("browsers allow cameras only on local or encrypted pages");
-    $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } } });
-    await $("video").play();
-    $("camera-box").hidden = false;
-    $("snap").focus();
-  } catch (error) {
-    complain("try-error", new Error(`the camera cannot be used: ${error.message || error}`));
-  }
-}
-
-function closeCamera() {
-  const stream = $("video").srcObject;
-  if (stream) stream.getTracks().forEach((track) => track.stop());
-  $("video").srcObject = null;
-  $("camera-box").hidden = true;
-  $("camera").focus();
-}
-
-function snap() {
-  const video = $("video");
-  if (!video.videoWidth) return;
-  const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
-  canvas.getContext("2d").drawImage(video, 0, 0);
-  canvas.toBlob((blob) => blob && classify([new File([blob], "camera.png", { type: "image/png" })]), "image/png");
-}
-
-// -- files, windows ---------------------------------------------------------------------------------------------
-
-async function download(kind) {
-  complain("file-error", null);
-  document.body.setAttribute("aria-busy", "true");
-  try {
-    const answer = await ask(`/api/assemblies/${encodeURIComponent(state.made.id)}/file?kind=${kind}`);
-    const name = /filename="([^"]+)"/.exec(answer.headers.get("content-disposition") || "");
-    const url = URL.createObjectURL(await answer.blob());
-    make("a", { href: url, download: name ? name[1] : `classifier.${kind}` }).click();
-    window.setTimeout(() => URL.revokeObjectURL(url), 10000);
-    tell("Downloaded");
-  } catch (error) {
-    complain("file-error", error);
-  } finally {
-    document.body.setAttribute("aria-busy", "false");
-  }
-}
+// -- windows -----------------------------------------------------------------------------------------------------
 
 function svg(tag, attributes, text = null) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -609,7 +461,7 @@ function dropOn(node, files, bricks) {
     node.classList.remove("over");
     if (!fits(event)) return;
     event.preventDefault();
-    if (files && event.dataTransfer.files.length) files([...event.dataTransfer.files]);
+    if (files && event.dataTransfer.files.length) files([...event.dataTransfer.files], event.dataTransfer);
     else if (bricks) bricks(event.dataTransfer.getData("text/x-brick"));
   });
 }
@@ -622,10 +474,13 @@ function listen() {
   $("form").addEventListener("change", () => { explain(); plan(); });
   $("scaling").addEventListener("change", () => { explain(); drawCalibrate(); plan(); });
   $("assemble").addEventListener("click", assemble);
-  $("picture").addEventListener("change", () => { classify([...$("picture").files]); $("picture").value = ""; });
+  $("picture").addEventListener("change", () => { takePictures([...$("picture").files].map((file) => ({ file, path: file.name }))); $("picture").value = ""; });
+  $("which").addEventListener("change", () => takeMade(state.classifiers.find((made) => made.id === $("which").value)));
+  listenMany();
   $("camera").addEventListener("click", openCamera);
   $("camera-stop").addEventListener("click", closeCamera);
   $("snap").addEventListener("click", snap);
+  document.querySelectorAll("[data-copy]").forEach((button) => button.addEventListener("click", () => copyText(button.dataset.copy)));
   document.querySelectorAll("[data-kind]").forEach((button) => button.addEventListener("click", () => download(button.dataset.kind)));
   document.querySelectorAll("[data-close]").forEach((button) => button.addEventListener("click", () => button.closest("dialog").close()));
   document.querySelectorAll("[data-help]").forEach((button) => {
@@ -639,7 +494,7 @@ function listen() {
   $("help-button").addEventListener("click", () => $("help").showModal());
   dropOn($("tray"), null, (name) => add(name));
   dropOn($("yard"), null, (name) => { if (state.tray.includes(name)) remove(name); });
-  dropOn($("try"), (files) => classify(files), null);
+  dropOn($("try"), takeDropped, null);
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData ? event.clipboardData.files : [])].filter((file) => file.type.startsWith("image/"));
     if (files.length && state.made) { event.preventDefault(); classify(files); }
@@ -683,9 +538,15 @@ async function start() {
     return make("label", {}, input, ` ${choice.text}`);
   }));
   $("options").append(...state.yard.options.filter((item) => !own.includes(item.name)).map(control));
+  const query = new URLSearchParams(window.location.search);
+  const missing = readAddress(query);
   explain();
   takeYard();
+  if (state.tray.length) await plan();
+  await readClassifiers(query, missing);
+  $("new").addEventListener("close", saveAddress);
+  window.addEventListener("pagehide", saveAddress);
   await startMaking();
 }
 
-start();
+document.addEventListener("DOMContentLoaded", start); // the other scripts are there by then
