@@ -49,7 +49,6 @@ MISSING = {
     **dict.fromkeys(("evaluate", "predict", "export", "push", "distil"), "FILE"),
     "show": "ITEM",
     "build": "RECIPE",
-    "workbench": "--yard",
     "yard add": "FILES",
     "yard show": "NAME",
     "yard rm": "NAMES",
@@ -132,7 +131,7 @@ COMMANDS: dict[str, Any] = {
     **{f"{name}: no arguments": usage(name, f"'{what}'") for name, what in MISSING.items()},
     **{
         f"{name}: an option that is none": usage(f"{name} --colour", "--colour")
-        for name in ("demo", *MISSING, "yard list", "yard search", "yard verify")
+        for name in ("demo", "workbench", *MISSING, "yard list", "yard search", "yard verify")
     },
     "a command that is none": usage("assembel", "'assembel'"),
     # tasks and budgets
