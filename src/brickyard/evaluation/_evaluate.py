@@ -88,19 +88,25 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
         step(f"evaluate: measuring latency in batches of {options['latency_batch']}")
         for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
             sizes[name]["latency"] = dict(value.__dict__)
-    found = scored(model.classes, answered, sizes)
-    told = {"notes": (*found.notes, *sieve.notes), "overlap": sieve.overlap}
-    return found.model_copy(update={**told, "data": named(data), "data_sha256": sieve.sha256})
+    found = scored(model.classes, answered, sizes, sieve.notes)
+    return found.model_copy(update={"overlap": sieve.overlap, "data": named(data), "data_sha256": sieve.sha256})
 
 
-def scored(classes: Sequence[str], answered: Answered, sizes: Mapping[str, Mapping[str, Any]]) -> Scores:
+def scored(
+    classes: Sequence[str], answered: Answered, sizes: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()
+) -> Scores:
     """What was answered as a table: with the names of its classes, and what else is known of each row."""
-    return Scores(
+    cases = answered.cases
+    shown = torch.bincount(cases.classes[cases.wanted.bool()], minlength=len(classes)).tolist()
+    found = Scores(
         title=answered.title,
         rows=tuple(row.model_copy(update=dict(sizes.get(row.name, {}))) for row in _rows(answered)),
-        notes=answered.notes,
-        per_class=per_class(classes, answered.right[answered.name], answered.cases.classes),
+        notes=(*answered.notes, *notes),
+        per_class=per_class(classes, answered.right[answered.name], cases.classes),
+        per_class_images=dict(zip(classes, shown, strict=True)),
+        counted=answered.counted,
     )
+    return found.model_copy(update={"notes": (*found.notes, found.scope)}) if found.untried else found
 
 
 def sources_of(model: Any, given: Any) -> list[nn.Module | None]:
@@ -140,6 +146,7 @@ class Answered:
         notes: Notes for the reader.
         measures: For each row, further figures of its kind of outputs.
         flops: Those of the model itself per image, where they depend on the images.
+        counted: What the images are called.
     """
 
     title: str
@@ -150,6 +157,7 @@ class Answered:
     notes: tuple[str, ...]
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     flops: int | None = None
+    counted: str = "images"
 
     @property
     def name(self) -> str:
@@ -218,7 +226,7 @@ def component_answers(
     note = "a task of one class is always answered right; AUROC against the other classes says more"
     title = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}"
     notes = (note,) if single and outputs.exclusive else ()
-    return Answered(title, cases, right, scores, inside, notes, measures)
+    return Answered(title, cases, right, scores, inside, notes, measures, counted=what)
 
 
 def _assembly(
