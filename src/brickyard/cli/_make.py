@@ -310,13 +310,14 @@ def assemble(
     else:
         parts = [model(Path(path)) for path in files]
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
-    labelled = resolve.labelled_images(images, manifests, "--images") if images else None
+    named = list(zip(chosen or [Path(path).name for path in files], (part.manifest for part in parts), strict=True))
+    labelled = resolve.labelled_images(images, named, "--images") if images else None
     shown: Any = None
     if calibration:
         if options["form"] == "cascade":
             shown = _unlabelled(calibration, manifests)
         else:
-            shown = resolve.labelled_images(calibration, manifests, "--calibration")
+            shown = resolve.labelled_images(calibration, named, "--calibration")
     origin = None if source is None else resolve.models_of([source], [weights] if weights else [], manifests)[0]
     given = {**gathered(declarations.AssembleOptions, options), "without": without or [], "images": labelled}
     whole = join(parts, **given, calibration=shown, source=origin)

@@ -237,10 +237,12 @@ def _assembly(
     seen = shared_signals(assembly, data, features=gated, batch_size=batch_size, sieve=sieve.examples)
     found: dict[str, list[Tensor]] = {"base": [], "restricted": [], "oracle": []}
     networks: dict[tuple[int, str | None], nn.Module] = {}
+    empty: list[str] = []
     logits = seen.signals[0].split([len(columns) for columns in manifest.columns], 1)
     for index, (part, source) in enumerate(zip(manifest.parts, sources, strict=True)):
         mine, task = seen.owners == index, torch.tensor(manifest.tasks[index])
         if not mine.any():
+            empty.append(f"0 images were scored for part {index} ({part.source.name})")
             continue
         place = torch.full((len(manifest.classes),), -1)
         place[torch.tensor(manifest.places[index])[task]] = torch.arange(len(task))
@@ -258,7 +260,7 @@ def _assembly(
     cases = outputs.cases(seen.targets)
     known = found if all(source is not None for source in sources) else {"oracle": found["oracle"]}
     right = {name: torch.cat(values) for name, values in known.items()}
-    joined, flops, notes = assembly.scaled(*seen.signals), None, ["drop of an assembly: oracle minus assembled"]
+    joined, flops, notes = assembly.scaled(*seen.signals), None, ["drop of an assembly: oracle minus assembled", *empty]
     if assembly.stages:
         joined, flops, note = _in_turn(assembly, seen, joined, batch_size)
         notes.append(note)
