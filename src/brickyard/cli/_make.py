@@ -102,6 +102,18 @@ def _check_one(data: str | None, calibration: Path | None) -> None:
         )
 
 
+def _check_task(task: list[str] | None, source: Source) -> None:
+    """Refuse classes that a source does not have, before it is asked about any picture.
+
+    Raises:
+        TaskError: One is unknown.
+    """
+    from brickyard.base._classes import parse_classes, task_classes
+
+    if task:
+        task_classes(parse_classes(task, source.classes), source.classes)
+
+
 def _located(
     spec: str,
     given_images: tuple[str | None, Path | None],
@@ -126,12 +138,14 @@ def _located(
     images: ImageData
     if calibration is not None:
         source = resolve.source_of(spec, weights, names, how, **which)
+        _check_task(task, source)
         kind = resolve.kind_of(source, options["outputs"])
         images = resolve.answered(source, calibration, kind, *([check_savable] if cut else []))
         seen: list[int] | None = resolve.seen_in(images)
     elif data is not None:
         source, images = resolve.source_and_data(spec, data, weights, names, how, options["outputs"], **which)
         source = resolve.named_after(source, images)
+        _check_task(task, source)
         images, seen = resolve.fitted(images, source.classes), None
     else:
         raise OptionError("option-needs-data", "locate needs images; give --data, or --calibration without labels")
@@ -194,6 +208,7 @@ def disassemble(
     images: Any = None
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
+        task_classes(parse_classes(task, found.classes), found.classes)  # refuses before any work
         used = flat(declarations.DisassembleOptions)
         which = gathered(words.WeightOptions, options)
         same = used.keys() | (which.keys() - {"output_name"})
