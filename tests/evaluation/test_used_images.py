@@ -20,6 +20,7 @@ from brickyard.inputs import load_data
 from brickyard.inputs._batches import Images
 from brickyard.inputs._content import as_bytes, marks
 from brickyard.reports import report
+from brickyard.reports._cards import model_card
 from brickyard.storage._safefile import read, write
 from brickyard.testing import chain
 from conftest import needed_package
@@ -139,6 +140,31 @@ def test_images_are_marked_as_they_are_read_and_not_read_again() -> None:
     assert torch.equal(found, marks(PHOTOS[[3, 1, 3]], HOW))
     images.marks([11])
     assert seen[before:] == [11]
+
+
+def test_classes_without_a_scored_image_are_named_wherever_scores_are_told(tmp_path) -> None:
+    source, relevance, _ = pieces()
+    parts = [by.disassemble(source, relevance, task=task) for task in ([0, 1], [2, 3])]
+    whole = by.assemble(parts)
+    few = torch.tensor([k for k in range(48) if LABELS[k] in (1, 3) or k in MINE.tolist()])
+    data = (PHOTOS[few], LABELS[few])
+    found = by.evaluate(whole, [data, data], latency=False)
+    left = [int(LABELS[k]) for k in few.tolist() if k not in MINE.tolist()]
+    said = f"scored on {len(left)} images; no image of 0, 2: whether they are recognised was not tried"
+    assert found.per_class_images == {str(k): left.count(k) for k in range(4)}
+    assert (found.scope, found.notes[-1], str(found).count(said)) == (said, said, 1)
+    every = by.evaluate(whole, [(PHOTOS, LABELS)] * 2, latency=False)
+    assert every.untried == ()
+    assert "no image of" not in str(every)
+    assert str(every).count("scored on 32 images\n") == 1
+    kept = whole.with_manifest(scores=found.remembered())
+    page, card = report([kept]), model_card(kept)
+    assert f"% of {len(left)} images right, which show 2 of its 4 classes, as stored in the file" in page
+    assert said in page
+    assert said in card
+    whole_page = report([whole.with_manifest(scores=every.remembered())])
+    assert "which show" not in whole_page
+    assert "scored on 32 images" in whole_page
 
 
 def test_what_is_scored_is_what_was_not_used() -> None:

@@ -139,7 +139,7 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
         elif not isinstance(item, str) and 0 <= item < len(names):
             found.append(int(item))
         else:
-            hint = near(item, names) if isinstance(item, str) else f"; indices run from 0 to {len(names) - 1}"
+            hint = _hint(item, names) if isinstance(item, str) else f"; indices run from 0 to {len(names) - 1}"
             raise TaskError(
                 "task-unknown-class", f"the source has no class {brief(item)}; name some of {_list(names)}{hint}"
             )
@@ -151,6 +151,13 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
             "task-duplicate-class", f"class {names[twice]!r} is named twice in the task; name each class once"
         )
     return found
+
+
+def _hint(word: str, names: Sequence[str]) -> str:
+    """What may have been meant by an unknown class, as the end of a message."""
+    if len(names) == 1_000 and numbered(names):
+        return "; the classes have no names: if they are ImageNet's, give --class-names imagenet (classes= in Python)"
+    return near(word, names)
 
 
 def resolve_merged(task: Any, names: Sequence[str]) -> dict[str, list[int]]:

@@ -49,12 +49,13 @@ def evaluate(
         resolve.check_free(csv, force, file, *(source or []), *(weights or []))
     scored = model(file)
     parts = scored.manifest.parts
-    images: Any = resolve.labelled_images(data, parts, "--data", split, max_images, shared=True)
+    models: Any = [(file.name, scored.manifest)]
+    images: Any = resolve.labelled_images(data, models, "--data", split, max_images, shared=True)
     if source and len(source) != len(parts):
         raise OptionError(
             "option-count", f"{file} has {len(parts)} parts; give --source {len(parts)} times, or not at all"
         )
-    models: Any = resolve.models_of(source or [], weights or [], parts) or None
+    models = resolve.models_of(source or [], weights or [], parts) or None
     if isinstance(scored, Component):
         images, models = images[0], models and models[0]
     scores = score(scored, images, **gathered(EvaluateOptions, options), source=models)

@@ -102,6 +102,18 @@ def _check_one(data: str | None, calibration: Path | None) -> None:
         )
 
 
+def _check_task(task: list[str] | None, source: Source) -> None:
+    """Refuse classes that a source does not have, before it is asked about any picture.
+
+    Raises:
+        TaskError: One is unknown.
+    """
+    from brickyard.base._classes import parse_classes, task_classes
+
+    if task:
+        task_classes(parse_classes(task, source.classes), source.classes)
+
+
 def _located(
     spec: str,
     given_images: tuple[str | None, Path | None],
@@ -126,12 +138,14 @@ def _located(
     images: ImageData
     if calibration is not None:
         source = resolve.source_of(spec, weights, names, how, **which)
+        _check_task(task, source)
         kind = resolve.kind_of(source, options["outputs"])
         images = resolve.answered(source, calibration, kind, *([check_savable] if cut else []))
         seen: list[int] | None = resolve.seen_in(images)
     elif data is not None:
         source, images = resolve.source_and_data(spec, data, weights, names, how, options["outputs"], **which)
         source = resolve.named_after(source, images)
+        _check_task(task, source)
         images, seen = resolve.fitted(images, source.classes), None
     else:
         raise OptionError("option-needs-data", "locate needs images; give --data, or --calibration without labels")
@@ -194,6 +208,7 @@ def disassemble(
     images: Any = None
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
+        task_classes(parse_classes(task, found.classes), found.classes)  # refuses before any work
         used = flat(declarations.DisassembleOptions)
         which = gathered(words.WeightOptions, options)
         same = used.keys() | (which.keys() - {"output_name"})
@@ -310,13 +325,14 @@ def assemble(
     else:
         parts = [model(Path(path)) for path in files]
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
-    labelled = resolve.labelled_images(images, manifests, "--images") if images else None
+    named = list(zip(chosen or [Path(path).name for path in files], (part.manifest for part in parts), strict=True))
+    labelled = resolve.labelled_images(images, named, "--images") if images else None
     shown: Any = None
     if calibration:
         if options["form"] == "cascade":
             shown = _unlabelled(calibration, manifests)
         else:
-            shown = resolve.labelled_images(calibration, manifests, "--calibration")
+            shown = resolve.labelled_images(calibration, named, "--calibration")
     origin = None if source is None else resolve.models_of([source], [weights] if weights else [], manifests)[0]
     given = {**gathered(declarations.AssembleOptions, options), "without": without or [], "images": labelled}
     whole = join(parts, **given, calibration=shown, source=origin)

@@ -119,7 +119,8 @@ def report(
         raise OptionError("option-requires-option", "--faithfulness needs --source and exactly one --data; give both")
     parts = [() if isinstance(item, Relevance) else item.manifest.parts for item in items]
     every = [part for own in parts for part in own]
-    found = iter(resolve.labelled_images(data, every, "--data", split, max_images, shared=True) if data else [])
+    models = [(path.name, item.manifest) for path, item in zip(paths, items, strict=True) if hasattr(item, "manifest")]
+    found = iter(resolve.labelled_images(data, models, "--data", split, max_images, shared=True) if data else [])
     images: list[Any] = []
     for item, own in zip(items, parts, strict=True):
         if isinstance(item, Relevance):
@@ -130,10 +131,11 @@ def report(
             images.append(None if raw is None else resolve.fitted(raw, item.classes))
         else:
             mine = [next(found) for _ in own] if data else []
-            images.append(None if not mine else mine if isinstance(item, Assembly) else mine[0])
-    models = resolve.models_of(specs, weights or [], [every[0] if every else None] * len(specs))
+            known = any(one is not None for one in mine)
+            images.append(None if not known else mine if isinstance(item, Assembly) else mine[0])
+    networks = resolve.models_of(specs, weights or [], [every[0] if every else None] * len(specs))
     names = [path.name for path in paths]
     measured = {"latency": latency, "including_calibration": including}
-    write_report(output, items, names=names, data=images, sources=models, title=title, overwrite=force, **measured)
+    write_report(output, items, names=names, data=images, sources=networks, title=title, overwrite=force, **measured)
     size = output.stat().st_size
     return Result({"report": str(output), "items": names, "bytes": size}, f"{output} ({size / 1e6:.2f} MB)")

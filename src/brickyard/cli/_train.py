@@ -44,7 +44,7 @@ def finetune(
     check_companion("the component's --source", source is not None, weights=weights, features=options["features"])
     chosen = gathered(FinetuneOptions, options)
     student = model(file)
-    images = labelled_images(data, student.manifest.parts, "--data")
+    images = labelled_images(data, [(file.name, student.manifest)], "--data")
     if teacher is not None:
         chosen["teacher"] = loaded(teacher, Predictor)
     elif source is not None:

@@ -88,19 +88,25 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
         step(f"evaluate: measuring latency in batches of {options['latency_batch']}")
         for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
             sizes[name]["latency"] = dict(value.__dict__)
-    found = scored(model.classes, answered, sizes)
-    told = {"notes": (*found.notes, *sieve.notes), "overlap": sieve.overlap}
-    return found.model_copy(update={**told, "data": named(data), "data_sha256": sieve.sha256})
+    found = scored(model.classes, answered, sizes, sieve.notes)
+    return found.model_copy(update={"overlap": sieve.overlap, "data": named(data), "data_sha256": sieve.sha256})
 
 
-def scored(classes: Sequence[str], answered: Answered, sizes: Mapping[str, Mapping[str, Any]]) -> Scores:
+def scored(
+    classes: Sequence[str], answered: Answered, sizes: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()
+) -> Scores:
     """What was answered as a table: with the names of its classes, and what else is known of each row."""
-    return Scores(
+    cases = answered.cases
+    shown = torch.bincount(cases.classes[cases.wanted.bool()], minlength=len(classes)).tolist()
+    found = Scores(
         title=answered.title,
         rows=tuple(row.model_copy(update=dict(sizes.get(row.name, {}))) for row in _rows(answered)),
-        notes=answered.notes,
-        per_class=per_class(classes, answered.right[answered.name], answered.cases.classes),
+        notes=(*answered.notes, *notes),
+        per_class=per_class(classes, answered.right[answered.name], cases.classes),
+        per_class_images=dict(zip(classes, shown, strict=True)),
+        counted=answered.counted,
     )
+    return found.model_copy(update={"notes": (*found.notes, found.scope)}) if found.untried else found
 
 
 def sources_of(model: Any, given: Any) -> list[nn.Module | None]:
@@ -140,6 +146,7 @@ class Answered:
         notes: Notes for the reader.
         measures: For each row, further figures of its kind of outputs.
         flops: Those of the model itself per image, where they depend on the images.
+        counted: What the images are called.
     """
 
     title: str
@@ -150,6 +157,7 @@ class Answered:
     notes: tuple[str, ...]
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     flops: int | None = None
+    counted: str = "images"
 
     @property
     def name(self) -> str:
@@ -218,7 +226,7 @@ def component_answers(
     note = "a task of one class is always answered right; AUROC against the other classes says more"
     title = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}"
     notes = (note,) if single and outputs.exclusive else ()
-    return Answered(title, cases, right, scores, inside, notes, measures)
+    return Answered(title, cases, right, scores, inside, notes, measures, counted=what)
 
 
 def _assembly(
@@ -229,10 +237,12 @@ def _assembly(
     seen = shared_signals(assembly, data, features=gated, batch_size=batch_size, sieve=sieve.examples)
     found: dict[str, list[Tensor]] = {"base": [], "restricted": [], "oracle": []}
     networks: dict[tuple[int, str | None], nn.Module] = {}
+    empty: list[str] = []
     logits = seen.signals[0].split([len(columns) for columns in manifest.columns], 1)
     for index, (part, source) in enumerate(zip(manifest.parts, sources, strict=True)):
         mine, task = seen.owners == index, torch.tensor(manifest.tasks[index])
         if not mine.any():
+            empty.append(f"0 images were scored for part {index} ({part.source.name})")
             continue
         place = torch.full((len(manifest.classes),), -1)
         place[torch.tensor(manifest.places[index])[task]] = torch.arange(len(task))
@@ -250,7 +260,7 @@ def _assembly(
     cases = outputs.cases(seen.targets)
     known = found if all(source is not None for source in sources) else {"oracle": found["oracle"]}
     right = {name: torch.cat(values) for name, values in known.items()}
-    joined, flops, notes = assembly.scaled(*seen.signals), None, ["drop of an assembly: oracle minus assembled"]
+    joined, flops, notes = assembly.scaled(*seen.signals), None, ["drop of an assembly: oracle minus assembled", *empty]
     if assembly.stages:
         joined, flops, note = _in_turn(assembly, seen, joined, batch_size)
         notes.append(note)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from brickyard.base._frozen import Frozen
-from brickyard.base._messages import json_text, shown
+from brickyard.base._messages import json_text, shown, told
+
+MOST_NAMED = 12  # classes without images, by name
 
 
 class Row(Frozen):
@@ -85,7 +87,9 @@ class Scores(Frozen):
         title: What was scored.
         rows: The rows.
         notes: What is to be said of them.
-        per_class: Accuracy of each class, in percent.
+        per_class: Accuracy of each class that has scored images, in percent.
+        per_class_images: How many of the scored images are of each class; empty in tables that did not count them.
+        counted: What the images are called: images or nodes.
         data: What the images are called; "" where they have no name.
         data_sha256: A hash of the images and their labels, in whatever order and form they were given.
         overlap: How many of the images were used to locate, heal or scale.
@@ -97,12 +101,15 @@ class Scores(Frozen):
         digits
                    accuracy  class mean  drop            parameters  FLOPs  latency
         component  90.0±3.0  90.0±3.0    needs --source
+        scored on 100 images
     """
 
     title: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     per_class: dict[str, float] = {}
+    per_class_images: dict[str, int] = {}
+    counted: str = "images"
     data: str = ""
     data_sha256: str = ""
     overlap: Overlap | None = None
@@ -114,6 +121,34 @@ class Scores(Frozen):
             KeyError: There is no such row.
         """
         return {row.name: row for row in reversed(self.rows)}[name]
+
+    @property
+    def images(self) -> int:
+        """How many images were scored."""
+        return max((row.images for row in self.rows), default=0)
+
+    @property
+    def untried(self) -> tuple[str, ...]:
+        """The classes of which no image was scored."""
+        return tuple(name for name, count in self.per_class_images.items() if not count)
+
+    @property
+    def scope(self) -> str:
+        """How many images were scored, and the classes without any, in a sentence.
+
+        Example:
+            >>> from brickyard.evaluation._scores import Row, Scores
+            >>> row = Row(name="assembled", images=6, accuracy=100, error=0, class_accuracy=100, class_error=0)
+            >>> Scores(title="birds", rows=(row,), per_class_images={"heron": 6, "rail": 0}).scope
+            'scored on 6 images; no image of rail: whether it is recognised was not tried'
+        """
+        said, names = f"scored on {self.images:,} {self.counted}", self.untried
+        if not names:
+            return said
+        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        which = f"{', '.join(told(name, 60) for name in names[:MOST_NAMED])}{more}"
+        verb = "it is" if len(names) == 1 else "they are"
+        return f"{said}; no {self.counted[:-1]} of {which}: whether {verb} recognised was not tried"
 
     def as_dict(self) -> dict[str, Any]:
         """All values, ready for JSON."""
@@ -186,6 +221,8 @@ class Scores(Frozen):
             lines.append(
                 f"latency: median of {timed['runs']:.0f}, batch {timed['batch']:.0f}, {timed['threads']:.0f} threads"
             )
+        if self.rows and self.scope not in self.notes:
+            lines.append(self.scope)
         return "\n".join(shown(line, keep="") for line in [self.title, *lines, *self.notes])
 
 

@@ -105,7 +105,8 @@ def _assembly(assembly: GraphAssembly, labels: Tensor, ask: Ask) -> Scores:
     oracle = assembly.outputs.right(logits.masked_fill(rival[cases.classes], -torch.inf), cases)
     right = {"oracle": oracle, "assembled": assembly.outputs.right(logits, cases)}
     note = "drop of an assembly: oracle minus assembled"
-    return scored(manifest.classes, Answered(assembly_title(manifest), cases, right, {}, rival, (note,)), {})
+    answered = Answered(assembly_title(manifest), cases, right, {}, rival, (note,), counted="nodes")
+    return scored(manifest.classes, answered, {})
 
 
 def _logits(model: nn.Module, graph: NodeData, nodes: Tensor, chosen: Tensor) -> Tensor:

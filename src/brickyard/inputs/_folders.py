@@ -62,14 +62,19 @@ def _has_pictures(folder: Path) -> bool:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """All pictures in a folder and in those within it, in order.
+    """All pictures in a folder and in those within it, in order; what is left out is said.
 
     Raises:
         DataError: There are none.
     """
-    found = sorted(file for file in folder.rglob("*") if is_picture(file.name))
+    every = sorted(file for file in folder.rglob("*") if not file.name.startswith("."))
+    found = [file for file in every if is_picture(file.name)]
     if not found:
         raise DataError("data-no-images", f"{folder} holds no pictures; give a folder with .png, .jpg or the like")
+    other = (file for file in every if not is_picture(file.name) and file.suffix.lower() not in _NO_PICTURES)
+    if left := [str(file.relative_to(folder)) for file in other if file.is_file()]:
+        such = f"such as {told(', '.join(left[:3]), 200)}; pictures end in .png, .jpg or the like"
+        note(f"{folder.name}: files that are left out: {len(left):,}, {such}")
     return found
 
 

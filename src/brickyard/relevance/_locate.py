@@ -17,10 +17,11 @@ from brickyard.base._checks import check_kind, given_path, is_whole
 from brickyard.base._classes import MOST_LETTERS, check_class_name, one_too_many, ordered_names, task_classes
 from brickyard.base._declare import verb
 from brickyard.base._errors import BrickyardWarning, DataError, FileError, OptionError, TaskError
-from brickyard.base._messages import brief, writable
+from brickyard.base._messages import brief, told, writable
 from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names, warn_of_names
+from brickyard.inputs._reading import examples
 from brickyard.network._fusing import quick_layout
 from brickyard.network._identity import SEVERAL, names_of, problem_of, source_of, weights_like
 from brickyard.network._layer_types import mixing_of
@@ -38,6 +39,7 @@ FEW = 20  # images that say nothing about how good a source is
 FAR = 0.1  # below its known accuracy
 CANDIDATES = 20  # images that one of the most confident is chosen from, at most
 KEEP_BYTES = 1 << 28  # by default, sums are kept up to this size
+MOST_NAMED, MOST_TOLD = 24, 8  # classes without images, and those with the most, in a message
 
 
 @verb(LocateOptions)
@@ -344,13 +346,8 @@ def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
     labels = run.images.all_labels()
     check_labels(run.outputs, labels, run.graph)
     pools = {k: torch.nonzero(run.outputs.members(labels, k)).flatten().tolist() for k in relevance.task}
-    for k, pool in pools.items():
-        if not pool:
-            raise DataError(
-                "data-class-without-images",
-                f"none of the {len(labels)} images is of class {names[k]!r}; give at least one, or "
-                "leave the class out of task=",
-            )
+    if missing := [names[k] for k, pool in pools.items() if not pool]:
+        raise _without_images(missing, relevance, labels, run.outputs)
     if record.choose == "all":
         return pools
     assert per_class is not None
@@ -375,6 +372,20 @@ def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
     left = iter(confidence.tolist())
     ordered = {k: sorted((-next(left), index) for index in pool) for k, pool in pools.items()}
     return {k: [index for _, index in ranking[:per_class]] for k, ranking in ordered.items()}
+
+
+def _without_images(missing: Sequence[str], relevance: Relevance, labels: Tensor, outputs: Outputs) -> DataError:
+    """The error for classes that no image is of: which they are, and of which classes most images are."""
+    names = relevance.classes
+    counts = {name: int(outputs.members(labels, k).sum()) for k, name in enumerate(names)}
+    most = sorted((name for name in names if counts[name]), key=lambda name: -counts[name])
+    there = ", ".join(f"{name!r} ({counts[name]:,})" for name in most[:MOST_TOLD])
+    more = f" and {len(missing) - MOST_NAMED:,} more" if len(missing) > MOST_NAMED else ""
+    which = f"class{' ' if len(missing) == 1 else 'es '}{examples(missing, MOST_NAMED)}{more}"
+    what = f"none of the {len(labels):,} images ({told(relevance.record.data, 100)}) is of {which}"
+    rest = f"; of {len(most):,} classes that there are, most images are of {there}" if most else ""
+    advice = "give at least one of each, or leave these classes out of the task"
+    return DataError("data-class-without-images", f"{what}{rest}; {advice}")
 
 
 def _drawn(pools: dict[int, list[int]], most: int, seed: int) -> dict[int, list[int]]:

@@ -187,7 +187,7 @@ def _table(name: str, scores: Scores) -> dict[str, Any]:
     return {
         "name": name,
         "markdown": Markup(score_table(scores)),
-        "images": max(row.images for row in scores.rows),
+        "images": scores.images,
         "timed": next((row.latency for row in scores.rows if row.latency), None),
         "notes": scores.notes,
     }

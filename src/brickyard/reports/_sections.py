@@ -66,7 +66,7 @@ def _score_table(name: str, scores: Scores) -> Found:
         "title": scores.title,
         "header": [header[place] or "row" for place in kept],
         "lines": [[row[place] for place in kept] for row in rows[:MOST_ROWS]],
-        "notes": scores.notes[:10],
+        "notes": ([] if scores.scope in scores.notes or not rows else [scores.scope]) + list(scores.notes[-10:]),
         "per_class": sorted(per_class, key=lambda pair: pair[1])[:MOST_ROWS] if cut else per_class,
         "cut": cut,
     }

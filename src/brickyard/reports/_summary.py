@@ -78,6 +78,10 @@ def _lost(entry: Entry, item: Component | Assembly) -> str:
     if row.auroc is not None and len(entry.classes) == 1:
         value, drop, unit = row.auroc, row.auroc_drop, "AUROC on {:,} {}"
     right = f"{value:.1f} {unit.format(row.images, NAMES[len(item.input_shape) - 1])}"
+    scores = next(iter(entry.scores.values()))
+    if scores.untried:
+        shown = len(scores.per_class_images) - len(scores.untried)
+        right += f", which show {shown:,} of its {len(scores.per_class_images):,} classes"
     right += "" if entry.images is not None else ", as stored in the file"
     if drop is None:
         return right

@@ -10,10 +10,12 @@ from typing import Any
 
 from brickyard.base._classes import ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError, reading_code
+from brickyard.base._lazy import package
 from brickyard.base._limits import foreign_json
 from brickyard.base._messages import first_line, told, writable
 from brickyard.runtime._progress import say
 
+IMAGENET = "imagenet"  # what stands for the names of its classes
 MAX_BYTES = 16 << 20  # of a file of names
 _SYNSET = re.compile(r"(n\d{8})[\s,:]+(\S.*)")
 _NUMBERED = re.compile(r"(\d{1,7})(?:\s*[:;,\t]\s*|\s+)(\S.*)")
@@ -25,11 +27,12 @@ def class_names(given: str | Sequence[str] | None) -> list[str] | None:
     """The class names that a text or a list gives, in the order of the outputs; None where none were given.
 
     A text that is the path of a file is read: one name a line, or JSON (a list, a dictionary of names and indices, or a
-    configuration that holds one as `id2label`). Any other text is names with commas between them.
+    configuration that holds one as `id2label`). "imagenet" stands for the names of ImageNet's 1,000 classes. Any other
+    text is names with commas between them.
 
     Raises:
         FileError: The file cannot be read, or holds no names.
-        OptionError: A name is empty or cannot be written as UTF-8.
+        OptionError: A name is empty or cannot be written as UTF-8, or torchvision, which has ImageNet's, is missing.
         TaskError: A name is there twice, or a dictionary does not number the classes.
 
     Example:
@@ -43,6 +46,8 @@ def class_names(given: str | Sequence[str] | None) -> list[str] | None:
     if path is not None:
         names = _in_file(path)
         say(f"{path.name}: {len(names):,} class names: {told(', '.join(names[:6]), 100)}")
+    elif given == IMAGENET:
+        names = imagenet_names()
     else:
         names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
         if len(names) == 1 and names[0].lower().endswith((".txt", ".json")):
@@ -56,6 +61,16 @@ def class_names(given: str | Sequence[str] | None) -> list[str] | None:
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise TaskError("task-duplicate-class", f"--class-names has {told(twice, 100)!r} twice; give each its own name")
     return names
+
+
+def imagenet_names() -> list[str]:
+    """The names of ImageNet's 1,000 classes, as torchvision has them.
+
+    Raises:
+        OptionError: torchvision is missing.
+    """
+    models = package("torchvision.models", "torchvision", "the names of ImageNet's classes")
+    return list(models.get_model_weights("mobilenet_v2").DEFAULT.meta["categories"])
 
 
 def _is_file(text: str) -> bool:

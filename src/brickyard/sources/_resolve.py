@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from brickyard.base._classes import one_too_many
 from brickyard.base._errors import DataError, FileError, OptionError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from brickyard.axes._graph import Graph
-    from brickyard.base._records import ComponentManifest, Preprocessing
+    from brickyard.base._records import AssemblyManifest, ComponentManifest, Preprocessing
     from brickyard.inputs._datasets import ImageData
     from brickyard.inputs._taken import Taken
     from brickyard.sources._loading import Source
@@ -325,18 +325,26 @@ def data_of(
     return load_data(spec, split=split, size=how, max_images=most, several=several, shape=shape)
 
 
-def fitted(data: ImageData, classes: Sequence[str], others: Mapping[str, int] | None = None) -> ImageData:
+def fitted(
+    data: ImageData,
+    classes: Sequence[str],
+    others: Mapping[str, int] | None = None,
+    *,
+    who: str = "the source",
+    advice: str = "give --class-names, or other images",
+) -> ImageData:
     """The same images with labels that count a source's classes: by name, or by number where one side has no names.
 
     Names may differ in case, and in how their words are joined. Labels that run from 1 to the number of classes are
     counted from 0. Whatever was assumed is said. `others` are further names of some classes, as those that a component
-    gave them.
+    gave them. Messages call the source `who`, and end in `advice` where no name agrees.
 
     Raises:
         DataError: No name agrees, or there are not as many classes.
     """
     numbered = data.classes == tuple(map(str, range(len(data.classes))))
     if data.several:
+        data = _with_own_names(data, classes, others or {})
         if numbered and len(data.classes) == len(classes) and data.classes != tuple(classes):
             say(f"{data.name}: columns of labels are matched with the source's classes by number")
             return data.relabelled(data.labels, classes)
@@ -355,28 +363,32 @@ def fitted(data: ImageData, classes: Sequence[str], others: Mapping[str, int] | 
     found = [name if name in places else alike.get(_plain(name), name) for name in data.classes]
     if tuple(found) != data.classes and len(alike) == len(places) and len(set(found)) == len(found):
         say(f"{data.name}: class names are matched without regard to case, spaces and hyphens")
-        return fitted(data.relabelled(data.labels, found), classes, others)
+        return fitted(data.relabelled(data.labels, found), classes, others, who=who, advice=advice)
     if not places.keys() & set(data.classes):
         unnamed = numbered or tuple(classes) == tuple(map(str, range(len(classes))))
         if len(data.classes) == len(classes) and unnamed:
             say(f"{data.name}: labels are matched with the source's classes by number")
             return data
-        theirs, ours = (f"{len(names)} classes ({', '.join(names[:5])} ...)" for names in (data.classes, classes))
-        raise DataError(
-            "data-unknown-class",
-            f"{data.name} has {theirs}, the source {ours}, and no name agrees; give --class-names, or other images",
-        )
+        ours = list(dict.fromkeys([*(others or {}), *classes]))
+        theirs, mine = (f"{len(names)} classes ({', '.join(names[:5])} ...)" for names in (data.classes, ours))
+        raise DataError("data-unknown-class", f"{data.name} has {theirs}, {who} {mine}, and no name agrees; {advice}")
     known = data.of_classes([name for name in data.classes if name in places])
     labels = known.labels.clone()
     for k, name in enumerate(data.classes):
         labels[known.labels == k] = places.get(name, -1)
     if not len(known):
-        why = f"{data.name} has {len(data):,} images, none of a class of the source ({', '.join(classes[:5])} ...)"
+        why = f"{data.name} has {len(data):,} images, none of a class of {who} ({', '.join(classes[:5])} ...)"
         raise DataError("data-no-task-class", f"{why}; give images of these classes")
     if len(known) < len(data):
         left = f"{len(data) - len(known):,} of {len(data):,}"
-        say(f"{data.name}: {left} images are of classes that the source does not know; they are left out")
+        say(f"{data.name}: {left} images are of classes that {who} does not know; they are left out")
     return known.relabelled(labels, classes)
+
+
+def _with_own_names(data: ImageData, classes: Sequence[str], others: Mapping[str, int]) -> ImageData:
+    """The same images, whose classes have the source's names where they had others that are known."""
+    found = [name if name in classes or name not in others else classes[others[name]] for name in data.classes]
+    return data.relabelled(data.labels, found) if len(set(found)) == len(found) else data
 
 
 def _plain(name: str) -> str:
@@ -386,40 +398,76 @@ def _plain(name: str) -> str:
 
 def labelled_images(
     specs: Sequence[str],
-    parts: Sequence[ComponentManifest],
+    models: Sequence[tuple[str, ComponentManifest | AssemblyManifest]],
     option: str,
     split: str = "train",
     most: int | None = None,
     *,
     shared: bool = False,
-) -> list[ImageData]:
+) -> list[ImageData | None]:
     """Images for every part, with labels that count its source's classes.
 
     Args:
         specs: What to read, one per part.
-        parts: The parts.
+        models: What has the parts, in order: the name of each, and its manifest.
         option: What `specs` are called on the command line.
         split: The split to read, unless a text names one.
         most: Read at most this many of each.
-        shared: Allow one text for all parts.
+        shared: Allow one text for all parts. A part that finds no image there has None, which is said.
 
     Raises:
+        DataError: No part finds an image; without `shared`, some part finds none.
         OptionError: There are not as many as parts.
     """
+    parts = [part for name, manifest in models for part in _parts_of(name, manifest)]
     if len(specs) not in {len(parts), 1 if shared else len(parts)}:
         once = "once, or " if shared else ""
         raise OptionError(
             "option-count", f"{len(parts)} parts need {option} {once}{len(parts)} times, got {len(specs)}"
         )
     each = specs if len(specs) == len(parts) else list(specs) * len(parts)
-    return [
-        fitted(
-            data_of(spec, part.preprocessing, split, most, outputs=part.outputs, shape=part.input_shape),
-            part.source.classes,
-            dict(zip(part.classes, part.leads, strict=True)),
-        )
-        for spec, part in zip(each, parts, strict=True)
-    ]
+    found: list[ImageData | None] = []
+    problems: list[DataError] = []
+    for spec, one in zip(each, parts, strict=True):
+        part = one.manifest
+        data = data_of(spec, part.preprocessing, split, most, outputs=part.outputs, shape=part.input_shape)
+        try:
+            found.append(fitted(data, part.source.classes, one.classes, who=one.name, advice=_RENAME))
+        except DataError as error:
+            if not shared or len(parts) == 1 or error.code not in ("data-unknown-class", "data-no-task-class"):
+                raise
+            problems.append(error)
+            found.append(None)
+    if len(problems) == len(parts):
+        raise problems[0]
+    for spec, one, data_or_none in zip(each, parts, found, strict=True):
+        if data_or_none is None:
+            say(f"{spec}: 0 images are of a class of {one.name}")
+    return found
+
+
+_RENAME = (
+    "call the classes of the images like those of the file, give the file's other names with `brickyard rename`, or "
+    "give other images"
+)
+
+
+class _Part(NamedTuple):
+    """A part of a file: what messages call it, its manifest, and the file's names of its source's classes."""
+
+    name: str
+    manifest: ComponentManifest
+    classes: dict[str, int]
+
+
+def _parts_of(name: str, manifest: ComponentManifest | AssemblyManifest) -> list[_Part]:
+    """The parts of a file. Its own names of classes count before those that a part was cut with."""
+    found = []
+    for index, (part, places) in enumerate(zip(manifest.parts, manifest.places, strict=True)):
+        own = {manifest.classes[places[k]]: k for k in reversed(part.leads) if places[k] >= 0}
+        called = name if len(manifest.parts) == 1 else f"part {index} of {name}"
+        found.append(_Part(called, part, {**dict(zip(part.classes, part.leads, strict=True)), **own}))
+    return found
 
 
 def models_of(

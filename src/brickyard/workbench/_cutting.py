@@ -21,11 +21,11 @@ from brickyard.relevance._locate import check_savable, located
 from brickyard.relevance._relevance import Relevance
 from brickyard.sources import _resolve as resolve
 from brickyard.sources._loading import Source
+from brickyard.sources._names import imagenet_names
 from brickyard.workbench._orders import size_name
 from brickyard.workbench._shelf import BUILT_IN, check_no_links
 
 SENT = "pictures from the page"  # what manifests call them
-IMAGENET = 1_000
 
 
 class Shown(NamedTuple):
@@ -143,18 +143,6 @@ def _arguments(order: dict[str, Any]) -> tuple[str, Path | None, Any, Any]:
             raise OptionError("option-conflict", f"{why}; leave the network out")
         return str(path), None, names, how
     return given["network"] or "zoo:auto", path, names, how
-
-
-def imagenet_names() -> list[str]:
-    """The names of ImageNet's classes, as torchvision has them.
-
-    Raises:
-        OptionError: torchvision is missing.
-    """
-    from brickyard.base._lazy import package
-
-    models = package("torchvision.models", "torchvision", "the names of ImageNet's classes")
-    return list(models.get_model_weights("mobilenet_v2").DEFAULT.meta["categories"])
 
 
 def _source(order: dict[str, Any]) -> Source:
