@@ -688,4 +688,4 @@ async function start() {
   await startMaking();
 }
 
-start();
+document.addEventListener("DOMContentLoaded", start); // when the other scripts are there
