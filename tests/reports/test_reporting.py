@@ -166,14 +166,14 @@ def test_the_top_says_what_was_measured(made) -> None:
     size = sum(value.nbytes for part in items[:2] for value in part.state_dict().values())
     assert re.sub("<[^>]*>", "", lead) == (
         f"3. assembly 3: 4 classes in {size / 1e3:.1f} kB; "
-        f"its parts agree with their sources on {same / count:.1%} of {count} held-back images; "
+        f"its parts agree with their sources on {same / count:.1%} of {count} images held back; "
         f"{'loses' if row.drop > 0 else 'gains'} {abs(row.drop):.1f} points against its parts by themselves: "
-        f"{row.accuracy:.1f} % of 80 images right."
+        f"{row.accuracy:.1f}% of 80 images right."
     )
     alone = report([items[0]], data=[TEST], sources=[source])
     row = by.evaluate(items[0], TEST, source=source, latency=False).row("component")
     lost = f"loses {row.drop:.1f} points" if row.drop else "loses nothing"
-    assert f"{lost} against its source on the same classes: {row.accuracy:.1f} % of {row.images} images" in alone
+    assert f"{lost} against its source on the same classes: {row.accuracy:.1f}% of {row.images} images" in alone
     stored = report([items[1]])
     assert " images right, as stored in the file." in stored
     assert "as stored in the file" not in text + alone

@@ -262,6 +262,10 @@ def test_two_at_once_wait_for_each_other_and_are_cancelled(page) -> None:
     other = makings.begin(makings.found(first["id"]).order, "another visitor")
     assert other.state == "working"  # one visitor's work does not stop another's
     makings.cancel(other.key)
+    looks = [begun(page, kind="look", **SMALL) for _ in range(2)]
+    assert [one["state"] for one in looks] == ["working", "waiting"]  # nor a brick a look by the same visitor
+    for one in looks:
+        page.delete(f"/api/makings/{one['id']}")
     found = page.delete(f"/api/makings/{first['id']}").json()
     assert found["state"] == "cancelled"
     assert not process.is_alive()
@@ -272,6 +276,22 @@ def test_two_at_once_wait_for_each_other_and_are_cancelled(page) -> None:
     assert gone.json()["code"] == "option-range"
     assert page.get("/api/makings/none").status_code == 404
     assert page.get("/api/yard").json()["bricks"] == []
+
+
+def test_a_python_file_is_sent_to_the_command_line(page) -> None:
+    for network, says in (("birdnet.py:birds", True), ("birdnet.py", True), ("zoo:happy", False), ("birds", False)):
+        order = {"kind": "look", "source": {"file": "small.safetensors", "network": network}}
+        found = page.post("/api/makings", json=order)
+        text = found.json().get("error") or ""
+        assert (f"`brickyard disassemble {network} ...`" in text) == says, text
+        assert (found.status_code == 200) == network.startswith("zoo:")
+
+
+def test_a_folder_of_sources_that_is_missing_leaves_no_yard(tmp_path) -> None:
+    command = [sys.executable, "-m", "brickyard", "workbench", "--yard", str(tmp_path / "new"), "--port", "0"]
+    found = subprocess.run([*command, "--sources", str(tmp_path / "missing")], capture_output=True, text=True)
+    assert (found.returncode, "does not exist" in found.stderr) == (1, True), found.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_no_more_wait_than_may(tmp_path, sources) -> None:

@@ -76,6 +76,9 @@ def test_from_an_empty_yard_to_a_brick_and_an_answer(page, tmp_path) -> None:
     page.reload()  # the address knows what is being made
     expect(page.locator("#work-stage")).to_have_text("All sizes are made.")
     expect(page.locator("#curve circle")).to_have_count(5)
+    page.locator("#new [data-close]").click()
+    expect(page.locator("#makings")).to_contain_text("1, 7, round: is made")  # the start page knows it, too
+    button("Choose a size: 1, 7, round").click()
     page.locator("#size").focus()
     page.keyboard.press("Home")
     expect(page.locator("#size-text")).to_contain_text("of the source")
@@ -86,6 +89,7 @@ def test_from_an_empty_yard_to_a_brick_and_an_answer(page, tmp_path) -> None:
     page.locator("#brick-name").fill("mine")
     button("Keep this brick").click()
     expect(page.locator("li.brick h3")).to_have_text("mine")
+    expect(page.locator("#makings")).to_be_hidden()
     part = by.load(tmp_path / "yard" / "mine.safetensors")
     assert isinstance(part, by.Component)
     assert part.classes == ("1", "7", "round")

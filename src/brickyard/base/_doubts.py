@@ -37,6 +37,19 @@ def doubts(manifest: ComponentManifest | AssemblyManifest) -> tuple[str, ...]:
     )
 
 
+def share_held(same: int, count: int, what: str = "images") -> str:
+    """On how many of the images held back an answer is the same: a share, where they are enough for one.
+
+    Example:
+        >>> from brickyard.base._doubts import share_held
+        >>> share_held(29, 33), share_held(9, 9)
+        ('87.9% of 33 images held back', '9 of 9 images held back, too few to tell')
+    """
+    if count < SEEN:
+        return f"{same:,} of {count:,} {what} held back, too few to tell"
+    return f"{same / count:.1%} of {count:,} {what} held back"
+
+
 def of_repair(part: ComponentManifest) -> list[str]:
     """Whether a component was repaired with too few images, or badly."""
     if len(part.input_shape) < 2 or part.tuned is not None:  # a graph's nodes; other weights than were repaired

@@ -39,7 +39,7 @@ def workbench(
     from brickyard.base._lazy import package
 
     package("uvicorn", "workbench", "the workbench")
-    from brickyard.workbench._app import create_app
+    from brickyard.workbench._app import create_app, sources_folder
     from brickyard.workbench._guard import LOCAL, is_local
     from brickyard.workbench._server import server
     from brickyard.yard._yard import Yard
@@ -49,6 +49,8 @@ def workbench(
         local = is_local(host) and is_local(place.getsockname()[0])  # a name may lead elsewhere than it says
         token = None if local and not ask_token else secrets.token_urlsafe(24)
         names = (*LOCAL, host) if local else (*LOCAL, host, socket.gethostname(), socket.getfqdn())
+        if sources is not None:
+            sources = sources_folder(sources)  # before a yard is made
         new = not yard.exists()
         app = create_app(Yard(yard, create=True), sources=sources, token=token, hosts=names)
         if new:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from brickyard.base._doubts import doubts
+from brickyard.base._doubts import doubts, share_held
 from brickyard.base._history import TuneRecord
 from brickyard.base._messages import shown
 from brickyard.base._records import AssemblyManifest, ComponentManifest
@@ -123,7 +123,7 @@ def agreement_text(manifest: ComponentManifest) -> str:
         return ""
     same, count = manifest.agreement
     taught = manifest.tuned is not None and manifest.tuned.best and manifest.tuned.teacher  # its source's is gone then
-    return f"with its {'teacher' if taught else 'source'} on {share_text(same, count)} of {count:,} images held back"
+    return f"with its {'teacher' if taught else 'source'} on {share_held(same, count)}"
 
 
 def strangers_text(manifest: ComponentManifest | AssemblyManifest) -> str:

@@ -34,6 +34,7 @@ from brickyard.inputs._preprocessing import check_raw
 from brickyard.network._untouched import guarded
 from brickyard.storage._atomic import check_free, write_content
 
+IN_TITLE = 6  # names
 KINDS = ("one", "several")  # of outputs, whose answers the page's script can read
 
 
@@ -120,14 +121,15 @@ def export_html(
     fitted = _fitted(model)
     found = onnx_bytes(fitted, path, strangers=bool(model.stranger_limits))
     packed = _packed(gzip.compress(found.content, 9, mtime=0))
-    names = ", ".join(tidy(name, 32) for name in model.classes[:6]) + (" …" if len(model.classes) > 6 else "")
+    names = ", ".join(tidy(name, 32) for name in model.classes[:IN_TITLE])
+    names += " …" if len(model.classes) > IN_TITLE else ""
     style, script = _text("page/style.css"), _script()
     content = (
         _environment()
         .get_template("page.html.jinja")
         .render(
             title=tidy(title or names, 200),
-            about=f"{len(model.classes):,} class{'es' if len(model.classes) > 1 else ''}: {_classes(model)}",
+            about=_about(model, named=title is not None),
             notes=_notes(found.strangers),
             meta=Markup(_json(_meta(fitted, found.strangers))),
             style=Markup(style),
@@ -197,6 +199,13 @@ def _meta(model: Component | Assembly, strangers: bool) -> dict[str, Any]:
         "near": [one.sure / one.limit for one in model.stranger_limits] if strangers else [],
         "sure_share": SURE,
     }
+
+
+def _about(model: Component | Assembly, *, named: bool) -> str:
+    """The line below the title; where the title has all names, it does not repeat them."""
+    count = len(model.classes)
+    said = f"It knows {count:,} class{'es' if count > 1 else ''}"
+    return f"{said}: {_classes(model)}" if named or count > IN_TITLE else f"{said}, and runs on this device."
 
 
 def _classes(model: Component | Assembly) -> str:

@@ -112,7 +112,7 @@ def points(found: Sequence[Point]) -> dict[str, Any]:
 
     def shape(p: Point) -> dict[str, Any]:
         name = _KINDS.get(p.kind, "{}").format(tidy(p.name))
-        text = f"{name}: {p.parameters:,} parameters, {p.accuracy:.1f} %"
+        text = f"{name}: {p.parameters:,} parameters, {p.accuracy:.1f}%"
         ends = {"high": y(p.accuracy + p.error), "low": y(p.accuracy - p.error)}
         said = {"tag": p.tag, "kind": p.kind, "text": text}
         row = {"name": name, "parameters": p.parameters, "accuracy": p.accuracy, "error": p.error}

@@ -354,10 +354,10 @@ def _paint_rows(ax: Axes, rows: Sequence[Faithfulness], top: float, across: int)
             ax.add_patch(Rectangle((x + 78, at - 8), 150, 9, fc="#efefef", lw=0))
             fill = GREY if "random" in name else colour
             ax.add_patch(Rectangle((x + 78, at - 8), 1.5 * answers.hits, 9, fc=fill, lw=0))
-            figures = f"{answers.hits:.1f} %"
+            figures = f"{answers.hits:.1f}%"
             if answers.others is not None:
                 ax.plot([x + 78 + 1.5 * answers.others], [at - 3.5], "D", ms=4, color=INK, mec="white", mew=0.6)
-                figures += f", {answers.others:.1f} %"
+                figures += f", {answers.others:.1f}%"
             if answers.auroc is not None:
                 figures += f", AUROC {answers.auroc:.1f}"
             _write(ax, x + 234, at, figures, fontsize=7.5)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from brickyard.assembly._assembly import Assembly
+from brickyard.base._doubts import share_held
 from brickyard.base._records import ComponentManifest
 from brickyard.base._sides import NAMES
 from brickyard.component._component import Component
@@ -52,7 +53,7 @@ def _agreed(item: Component | Assembly) -> str:
     if len(known) < len(parts):
         return ""
     same, count = (sum(pair[k] for pair in known) for k in (0, 1))
-    on = f"{same / count:.1%} of {count:,} held-back {NAMES[len(item.input_shape) - 1]}"
+    on = share_held(same, count, NAMES[len(item.input_shape) - 1])
     if isinstance(item, Component):
         tuned = item.manifest.tuned
         return f"agrees with its {'teacher' if tuned and tuned.best and tuned.teacher else 'source'} on {on}"
@@ -76,8 +77,8 @@ def _lost(entry: Entry, item: Component | Assembly) -> str:
     if not item.outputs.exclusive:
         unit = "% of its yes and no on {:,} {} right"
     if row.auroc is not None and len(entry.classes) == 1:
-        value, drop, unit = row.auroc, row.auroc_drop, "AUROC on {:,} {}"
-    right = f"{value:.1f} {unit.format(row.images, NAMES[len(item.input_shape) - 1])}"
+        value, drop, unit = row.auroc, row.auroc_drop, " AUROC on {:,} {}"
+    right = f"{value:.1f}{unit.format(row.images, NAMES[len(item.input_shape) - 1])}"
     scores = next(iter(entry.scores.values()))
     if scores.untried:
         shown = len(scores.per_class_images) - len(scores.untried)

@@ -25,7 +25,7 @@ from brickyard.workbench._shelf import Shelf
 from brickyard.yard._yard import Yard
 
 STATIC = {"index.html": "text/html", "style.css": "text/css", "icon.svg": "image/svg+xml"} | dict.fromkeys(
-    ("app.js", "try.js", "address.js", "many.js", "why.js", "new.js", "curve.js"), "text/javascript"
+    ("app.js", "try.js", "address.js", "many.js", "why.js", "new.js", "curve.js", "own.js"), "text/javascript"
 )
 
 
@@ -75,6 +75,7 @@ def create_app(
         'Brickyard workbench'
     """
     limits = limits or Limits()
+    beside = None if sources is None else sources_folder(sources)
     bench = Bench(yard, limits)
     app = FastAPI(
         title="Brickyard workbench", docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Plain
@@ -87,18 +88,16 @@ def create_app(
     _questions(app, bench, line)
     _work(app, bench, limits)
     add_asking(app, bench, limits)
-    app.state.makings = add_routes(app, bench, Shelf(_folder(sources, bench)), limits)
+    app.state.makings = add_routes(app, bench, Shelf(beside or bench.yard.path / SOURCES), limits)
     return app
 
 
-def _folder(sources: Path | str | None, bench: Bench) -> Path:
-    """The folder beside the server.
+def sources_folder(sources: Path | str) -> Path:
+    """A folder beside the server that was named.
 
     Raises:
-        FileError: It was named, and is not there.
+        FileError: It is not there.
     """
-    if sources is None:
-        return bench.yard.path / SOURCES
     if not Path(sources).is_dir():
         raise FileError("file-missing", f"the folder of sources {sources} does not exist; give another with --sources")
     return Path(sources).resolve()

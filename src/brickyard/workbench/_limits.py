@@ -44,7 +44,7 @@ class Limits:
         kept_files: How many they may be.
         order_bytes: Bytes of an order for a brick.
         makings: Bricks that are made at once, each in a process of its own.
-        makings_each: Of these, those of one visitor; more wait.
+        makings_each: Of these, those of one visitor, and as many looks at a source; more wait.
         makings_waiting: Bricks of one visitor that wait, at most; and four times as many of all visitors.
         makings_kept: Bricks in the making, or made, that are remembered.
         making_seconds: Time after which a process that makes a brick is ended.

@@ -63,6 +63,11 @@ class Making:
         """Whether nothing more happens."""
         return self.state in (DONE, FAILED, CANCELLED)
 
+    @property
+    def looks(self) -> bool:
+        """Whether it only looks at a source, which does not wait for a brick of the same visitor."""
+        return self.order.kind == "look"
+
     def heard(self, event: dict[str, Any]) -> None:
         """Take in what the process tells."""
         if point := event.get("point"):
@@ -242,12 +247,13 @@ class Makings:
         return value
 
     def _next(self) -> None:
-        """Begin those whose turn it is: the first of each visitor who has a place left."""
+        """Begin those whose turn it is: the first of each visitor who has a place left; looks have their own."""
         for made in list(self._all.values()):
-            busy = [one.visitor for one in self._all.values() if one.state == WORKING]
+            busy = [one for one in self._all.values() if one.state == WORKING]
             if len(busy) >= self.limits.makings or self._closed:
                 return
-            if made.state == WAITING and busy.count(made.visitor) < self.limits.makings_each:
+            mine = sum(one.visitor == made.visitor and one.looks == made.looks for one in busy)
+            if made.state == WAITING and mine < self.limits.makings_each:
                 self._start(made)
 
     def _start(self, made: Making) -> None:

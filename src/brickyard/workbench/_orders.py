@@ -14,6 +14,7 @@ from brickyard.workbench._limits import Limits
 NETWORK = re.compile(
     r"(zoo|torchvision|timm):([A-Za-z0-9_.-]{1,100})(?:\?([a-z_]{1,20}=[0-9.]{1,8}(?:&[a-z_]{1,20}=[0-9.]{1,8})*))?"
 )
+PYTHON = re.compile(r"\.py(:|$)")
 NETWORK_OPTIONS = frozenset({"classes", "num_classes", "width", "channels", "in_chans"})
 MOST_CLASSES = 1_000  # of one brick
 Short = Annotated[str, Field(max_length=200)]
@@ -59,6 +60,12 @@ class SourceOrder(Frozen):
             return
         found = NETWORK.fullmatch(self.network)
         asked = {pair.partition("=")[0] for pair in (found[3] or "").split("&") if pair} if found else set()
+        if PYTHON.search(self.network):
+            raise OptionError(
+                "option-source-unknown",
+                f"network {self.network[:80]!r} is a Python file, and this page runs none; cut on the command line "
+                f"with `brickyard disassemble {self.network[:80]} ...`, then add the brick with `brickyard yard add`",
+            )
         if found is None or not asked <= NETWORK_OPTIONS:
             raise OptionError(
                 "option-source-unknown",

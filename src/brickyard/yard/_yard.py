@@ -307,7 +307,7 @@ class Yard:
         if name is not None and not is_name(name):
             raise FileError(
                 "file-path-invalid",
-                f"{name!r} is not valid: use letters, digits, '.', '_', '-', first a letter or digit; no {SUFFIX}",
+                f"name {name!r} is not valid: use letters, digits, '.', '_', '-', first a letter or digit; no {SUFFIX}",
             )
         with self._lock():
             staged = self._staged(item)

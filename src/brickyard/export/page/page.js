@@ -81,7 +81,7 @@ function draw(found, url, name, shrunk) {
   const node = make(
     "li", { className: "answer" }, make("img", { src: url, alt: name }),
     make(
-      "div", {}, make("p", { className: "headline" }, found.headline), make("p", { className: "words" }, about.several ? found.words : `${percent(top.share)} · ${guess}`),
+      "div", {}, make("p", { className: "soft file" }, name), make("p", { className: "headline" }, found.headline), make("p", { className: "words" }, about.several ? found.words : `${percent(top.share)} · ${guess}`),
       found.none && found.words.includes("unlike") ? make("p", { className: "soft" }, "The picture is unlike all of its classes.") : null,
       shrunk ? make("p", { className: "soft" }, "The picture is very large, and was shrunk before it was looked at.") : null,
       make("div", { className: "lines" }, ...lines),

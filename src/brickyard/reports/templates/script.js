@@ -26,6 +26,15 @@
     svg.addEventListener("click", function (e) { var k = owner(e.target); if (k !== "") { pin(k); } });
     figure.addEventListener("keydown", function (e) { if (e.key === "Escape") { pin(pinned); show(""); } });
   });
+  function hint() {  // which tables are wider than their place
+    document.querySelectorAll(".wide").forEach(function (box) {
+      box.classList.remove("more");
+      box.classList.toggle("more", box.scrollWidth > box.clientWidth + 1);
+    });
+  }
+  hint();
+  addEventListener("resize", hint);
+  document.querySelectorAll("details").forEach(function (d) { d.addEventListener("toggle", hint); });
   addEventListener("beforeprint", function () {
     document.querySelectorAll("details").forEach(function (d) { d.open = true; });
   });

@@ -1,10 +1,11 @@
 "use strict";
 // The curve of sizes: agreement with the source against FLOPs, a point for each size that is made.
 
+const ENOUGH_HELD = 20;
 const CURVE = { height: 220, left: 56, right: 26, top: 14, bottom: 40 };
 
-// Points with a size, a share of FLOPs and an agreement; sizes that are awaited are shown on the axis.
-function drawCurve(points, awaited, chosen, room) {
+// Points with a size, a share of FLOPs and an agreement.
+function drawCurve(points, chosen, room) {
   const { height, left, right, top, bottom } = CURVE;
   const width = Math.max(300, Math.min(640, room));
   const known = points.filter((point) => typeof point.agreement === "number");
@@ -13,7 +14,7 @@ function drawCurve(points, awaited, chosen, room) {
   const x = (share) => left + share * (width - left - right);
   const y = (agreement) => top + (1 - (agreement - low) / (1 - low)) * (height - top - bottom);
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
-  root.append(svg("title", {}, `Agreement with the source against FLOPs: ${known.map((p) => `${percent(p.agreement)} at ${percent(p.flops[0] / p.flops[1])}`).join(", ") || "no size is made yet"}`));
+  root.append(svg("title", {}, `Agreement with the source against FLOPs: ${known.map((p) => `${agreed(p)} at ${percent(p.flops[0] / p.flops[1])}`).join(", ") || "no size is made yet"}`));
   for (const share of [0, 0.25, 0.5, 0.75, 1]) {
     root.append(svg("line", { x1: x(share), x2: x(share), y1: top, y2: height - bottom, class: "axis" }));
     root.append(svg("text", { x: x(share), y: height - bottom + 16, "text-anchor": "middle" }, `${100 * share} %`));
@@ -25,7 +26,6 @@ function drawCurve(points, awaited, chosen, room) {
   root.append(svg("text", { x: left - 8, y: height - 6 }, width > 500 ? "FLOPs, as a share of the source’s; upwards: how often it answers as its source" : "across: FLOPs; up: answers as its source"));
   const place = (point) => [x(point.flops[0] / point.flops[1]), y(point.agreement)];
   root.append(svg("polyline", { points: known.map((point) => place(point).join(",")).join(" "), class: "line" }));
-  for (const size of awaited) root.append(svg("circle", { cx: x(size), cy: height - bottom, r: 5, class: "awaited" }));
   for (const point of known) {
     const [cx, cy] = place(point);
     root.append(svg("circle", { cx, cy, r: point.size === chosen ? 8 : 5.5, class: point.size === chosen ? "chosen" : "" }));
@@ -33,10 +33,16 @@ function drawCurve(points, awaited, chosen, room) {
   return root;
 }
 
+// A share of few pictures says little: their number stands in its place.
+function agreed({ agreement, held }) {
+  const counts = `${Math.round(agreement * held)} of ${several(held, "picture")} held back`;
+  return held < ENOUGH_HELD ? `${counts}, too few to tell` : `${percent(agreement)} (${counts})`;
+}
+
 function sizeText(point) {
   const share = point.flops[0] / point.flops[1];
   const parts = [`${amount(point.flops[0])} FLOPs (${percent(share)} of the source)`, `${amount(point.parameters[0])} parameters (${percent(point.parameters[0] / point.parameters[1])})`];
-  if (typeof point.agreement === "number") parts.push(`same answer as the source on ${percent(point.agreement)} of ${several(point.held, "picture")} held back`);
+  if (typeof point.agreement === "number") parts.push(`same answer as the source on ${agreed(point)}`);
   else parts.push("no agreement is measured: it has one class only, or too few pictures");
   return parts.join(" · ");
 }

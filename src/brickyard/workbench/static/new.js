@@ -34,7 +34,7 @@ function drawSteps() {
     const needs = { classes: brick.source !== null, size: made() };
     button.disabled = !at && ((needs[button.dataset.step] ?? true) === false || cutting());
   }
-  const words = { source: "Next", pictures: running() ? "Looking at the source …" : "Show the classes", classes: "Cut", size: "Keep this brick" };
+  const words = { source: "Next", pictures: running() ? (brick.making.state === "waiting" ? "Waiting …" : "Looking at the source …") : "Show the classes", classes: "Cut", size: "Keep this brick" };
   $("new-next").textContent = words[brick.step];
   const point = chosenPoint();
   const kept = point && brick.making.kept[String(point.size)];
@@ -43,6 +43,7 @@ function drawSteps() {
   $("new-next").disabled = !ready[brick.step];
   $("new-back").hidden = brick.step === "source";
   $("new-back").disabled = cutting();
+  drawWait();
   $("new-cancel").hidden = !running();
   $("new-cancel").textContent = cutting() ? "Cancel the cutting" : "Cancel";
 }
@@ -169,7 +170,9 @@ async function sendPictures(files) {
 // -- classes ------------------------------------------------------------------------------------------------------
 
 function drawClasses() {
-  const { classes, pictures, name, parameters } = brick.source;
+  const { classes, pictures, name, parameters, numbered } = brick.source;
+  $("class-numbers").hidden = !numbered;
+  $("class-filter").placeholder = numbered ? "Number of the class" : "Class name";
   const words = $("class-filter").value.toLowerCase().split(/[\s,]+/).filter(Boolean);
   const order = classes.map((_, k) => k);
   if (pictures) order.sort((a, b) => (pictures[b] > 0) - (pictures[a] > 0));
@@ -184,7 +187,7 @@ function drawClasses() {
     chip.addEventListener("click", () => toggle(k));
     return chip;
   }));
-  $("class-more").textContent = found.length > SHOWN_CLASSES ? `${found.length - SHOWN_CLASSES} more: search for them by name.` : found.length ? "" : "No class matches.";
+  $("class-more").textContent = found.length > SHOWN_CLASSES ? `${found.length - SHOWN_CLASSES} more: search for them by ${numbered ? "number" : "name"}.` : found.length ? "" : "No class matches.";
   drawPicked();
 }
 
@@ -247,6 +250,14 @@ function join() {
   drawSteps();
 }
 
+// An error of a look is of the source or of the pictures, and is shown where these are chosen.
+function complainOfLook(error) {
+  const code = error.code || "workbench";
+  if (!/^(workbench|process)/.test(code)) goTo(/^data-/.test(code) ? "pictures" : "source");
+  if (code === "option-source-unknown") $("new-network").focus();
+  complain("new-error", error);
+}
+
 // -- the work -----------------------------------------------------------------------------------------------------
 
 async function order(kind, more) {
@@ -256,6 +267,7 @@ async function order(kind, more) {
 }
 
 function remember(key) {
+  if (key) keepOwn([...ownKeys().filter((one) => one !== key), key]);
   window.history.replaceState(null, "", key ? `#making=${key}` : window.location.pathname);
 }
 
@@ -285,7 +297,7 @@ async function begin(kind, more) {
     remember(brick.making.id);
     follow();
   } catch (error) {
-    complain("new-error", error);
+    if (kind === "look") { brick.looked = ""; complainOfLook(error); } else complain("new-error", error);
   }
   drawSteps();
 }
@@ -297,6 +309,7 @@ function follow() {
   brick.timer = window.setTimeout(async () => {
     try {
       const found = await (await ask(`/api/makings/${encodeURIComponent(key)}`)).json();
+      if (found.state === "waiting") await lookAfterOwn();
       if (brick.making && brick.making.id === key) take(found);
     } catch (error) {
       complain("new-error", error);
@@ -309,7 +322,10 @@ function follow() {
 function take(found) {
   const before = brick.making;
   brick.making = found;
-  if (found.error && !(before && before.error)) complain("new-error", Object.assign(new Error(found.error.text), { code: found.error.code }));
+  if (found.error && !(before && before.error)) {
+    const error = Object.assign(new Error(found.error.text), { code: found.error.code });
+    if (found.kind === "look") complainOfLook(error); else complain("new-error", error);
+  }
   if (found.kind === "look" && found.state === "done") {
     const same = brick.source && brick.source.classes.join("\n") === found.source.classes.join("\n");
     brick.source = found.source;
@@ -331,7 +347,7 @@ function chosenPoint() {
 }
 
 function drawWork() {
-  const { state, stage, progress, before, points, notes, order: asked } = brick.making;
+  const { state, stage, progress, before, points, notes } = brick.making;
   const words = { waiting: before ? `${several(before, "brick")} before this one` : "Waiting", done: "All sizes are made.", failed: "The cutting has failed.", cancelled: "The cutting was cancelled." };
   $("work-stage").textContent = words[state] || `${stage || "Starting"} …`;
   $("work-bar").hidden = !running();
@@ -340,8 +356,7 @@ function drawWork() {
   else $("work-bar").value = share;
   $("work-progress").textContent = running() && progress ? progress.text : "";
   const point = chosenPoint();
-  const awaited = running() ? asked.sizes.filter((size) => !points.some((one) => one.size === size)) : [];
-  $("curve").replaceChildren(...(state === "cancelled" || (state === "failed" && !point) ? [] : [drawCurve(ready(), awaited, point && point.size, $("curve").clientWidth || 600)]));
+  $("curve").replaceChildren(...(state === "cancelled" || (state === "failed" && !point) ? [] : [drawCurve(ready(), point && point.size, $("curve").clientWidth || 600)]));
   $("choose").hidden = point === null || state === "cancelled" || state === "failed";
   if (point) {
     $("size").max = String(ready().length - 1);
@@ -387,7 +402,7 @@ async function keep() {
 
 async function cancelMaking() {
   try {
-    const found = await (await ask(`/api/makings/${encodeURIComponent(brick.making.id)}`, { method: "DELETE" })).json();
+    const found = await cancelled(brick.making.id);
     window.clearTimeout(brick.timer);
     take(found);
     remember("");
@@ -453,21 +468,28 @@ function restore({ source, pictures, reject }) {
   drawPictures();
 }
 
+// Show one order in the dialog, in place of what it shows.
+async function openMaking(key) {
+  window.clearTimeout(brick.timer);
+  try {
+    const found = await (await ask(`/api/makings/${encodeURIComponent(key)}`)).json();
+    brick = fresh();
+    remember(key);
+    await openNew();
+    if (shelf) restore(found.order);
+    if (found.kind === "cut") { take(found); goTo("size"); drawWork(); } else { goTo("pictures"); take(found); }
+    follow();
+  } catch (error) {
+    remember("");
+    complain("tray-error", error);
+  }
+}
+
 async function startMaking() {
   listenNew();
   const key = (/^#making=([\w-]{1,40})$/.exec(window.location.hash) || [])[1];
-  if (key) {
-    try {
-      const found = await (await ask(`/api/makings/${key}`)).json();
-      await openNew();
-      if (shelf) restore(found.order);
-      if (found.kind === "cut") { take(found); goTo("size"); drawWork(); } else { goTo("pictures"); take(found); }
-      follow();
-    } catch (error) {
-      remember("");
-      complain("tray-error", error);
-    }
-  }
+  if (key) await openMaking(key);
+  watchOwn();
   if (state.yard.bricks.length === 0) {
     try {
       const { demo } = await (await ask("/api/shelf")).json();
@@ -503,6 +525,8 @@ function listenNew() {
   $("new-next").addEventListener("click", next);
   $("new-back").addEventListener("click", () => goTo(STEPS[STEPS.indexOf(brick.step) - 1]));
   $("new-cancel").addEventListener("click", cancelMaking);
+  $("to-names").addEventListener("click", () => { goTo("source"); $("new-names").focus(); });
+  $("new").addEventListener("close", watchOwn);
   for (const button of $("new-steps").querySelectorAll("button")) button.addEventListener("click", () => goTo(button.dataset.step));
   $("new-file").addEventListener("change", () => { guessNetwork(); drawSteps(); });
   $("new-names").addEventListener("change", () => { $("names-typed").hidden = $("new-names").value !== "typed"; });
