@@ -138,11 +138,11 @@ def revised(w: World) -> Any:
 
 
 def page(w: World) -> str:
-    return report([w.component], data=[DATA], sources=[w.model])
+    return report([w.component], data=[DATA], sources=[w.model], including_calibration=True)
 
 
 def shared_page(w: World) -> str:
-    return report([w.component], data=[DATA], sources=[w.source])
+    return report([w.component], data=[DATA], sources=[w.source], including_calibration=True)
 
 
 EXPORTS = (export_html, export_module, export_onnx, export_state_dict, save_pretrained)

@@ -20,6 +20,7 @@ from PIL import Image
 import brickyard as by
 from brickyard.evaluation._faithfulness import faithfulness
 from brickyard.evaluation._scores import Row, Scores
+from brickyard.evaluation._sieve import Sieve
 from brickyard.reports._answers import answers_of, thumbnail
 from brickyard.reports._cards import score_table
 from brickyard.reports._figures import heat_map
@@ -226,9 +227,10 @@ def test_examples_are_the_pictures_with_what_is_answered(made) -> None:
 
 def test_examples_are_bounded_and_are_pictures_only(made) -> None:
     _, items, _, _ = made
-    whole = answers_of(items[0], TEST, 1_000_000)
+    every = Sieve.of(items[0].manifest, including=True)
+    whole = answers_of(items[0], TEST, 1_000_000, every)
     sizes = [len(one.picture) for one in (*whole.right, *whole.wrong)]
-    few = answers_of(items[0], TEST, sum(sizes) // 2)
+    few = answers_of(items[0], TEST, sum(sizes) // 2, every)
     kept = [len(one.picture) for one in (*few.right, *few.wrong)]
     assert 0 < sum(kept) <= sum(sizes) // 2
     assert few.right  # each kind in turn, so that both are there
@@ -238,8 +240,8 @@ def test_examples_are_bounded_and_are_pictures_only(made) -> None:
     assert shown.size == (53, 80)
     assert thumbnail(large * 2 - 1) == thumbnail(torch.rand(4, 8, 8)) == ""
     normalised = TEST[0] * 4 - 2, TEST[1]
-    assert answers_of(items[0], normalised, 1_000_000).images == whole.images
-    assert not answers_of(items[0], normalised, 1_000_000).pictured
+    assert answers_of(items[0], normalised, 1_000_000, every).images == whole.images
+    assert not answers_of(items[0], normalised, 1_000_000, every).pictured
 
 
 def test_faithfulness_is_what_is_measured(made) -> None:
