@@ -173,7 +173,7 @@ def test_labels_follow_class_names(typed, work, tmp_path) -> None:
     assert torch.equal(whole.sum("seq.4"), own.sum("seq.4"))
     (tmp_path / "cats" / "cat").mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / "cats" / "cat" / "1.png")
-    assert "--class-names" in typed("evaluate W/b.st --data F/cats", 1).stderr
+    assert "brickyard rename" in typed("evaluate W/b.st --data F/cats", 1).stderr
 
 
 def test_relevances_from_a_file_keep_their_thresholds(typed, tmp_path) -> None:

@@ -276,7 +276,7 @@ def test_the_page_is_whole_and_loads_nothing(made) -> None:
     names = Counter(name for name, _ in page.elements)
     assert names["main"] == names["h1"] == names["nav"] == names["header"] == names["footer"] == 1
     assert names["caption"] == names["table"]
-    assert all(a.get("scope") in ("row", "col") for a in page.named("th"))
+    assert all(a.get("scope") in ("row", "col", "rowgroup") for a in page.named("th"))
     levels = [int(name[1]) for name, _ in page.elements if re.fullmatch(r"h\d", name)]
     assert all(b <= a + 1 for a, b in zip([0, *levels], levels, strict=False))
     assert page.named("html")[0]["lang"] == "en"

@@ -263,7 +263,7 @@ def test_pictures_are_files_with_the_same_bytes_every_time(tmp_path) -> None:
     assert any("Residual: 0, 2" in line for line in shown)
     (row, _) = rows
     assert any(f"{row.kept:,} of {row.channels:,} channels" in line for line in shown)
-    assert any(line.startswith(f"{row.only.hits:.1f} %") for line in shown)
+    assert any(line.startswith(f"{row.only.hits:.1f}%") for line in shown)
 
 
 def test_names_from_outside_are_shown_as_they_are(tmp_path) -> None:
