@@ -124,9 +124,8 @@ class _Marks:
 
     def __init__(self, how: Preprocessing, count: int) -> None:
         self.how = how
-        self.values = np.zeros(
-            (count, SIZE), dtype=np.uint8
-        )  # images may be read in torch's inference mode or out of it
+        # of numpy, as images may be read in torch's inference mode or out of it
+        self.values = np.zeros((count, SIZE), dtype=np.uint8)
         self.there = np.zeros(count, dtype=bool)
 
     def note(self, indices: Sequence[int], images: Tensor) -> None:
