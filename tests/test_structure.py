@@ -173,3 +173,10 @@ def test_documents_have_no_broken_links_and_no_machine_paths() -> None:
             if "://" not in link:
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
         assert not re.search(r"/(work|root|tmp)/", text), document.name
+
+
+def test_modules_of_tests_outside_packages_have_names_of_their_own() -> None:
+    found = [path for path in (ROOT / "tests").rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    names = [path.name for path in found]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+    assert len(names) > 50

@@ -62,6 +62,11 @@ def sources(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here: other processes add in the same order then
+
+
 def served(tmp_path: Path, sources: Path | None, **limits) -> TestClient:
     app = create_app(Yard(tmp_path / "yard", create=True), sources=sources, limits=Limits(**limits))
     return TestClient(app, base_url=HERE)

@@ -65,8 +65,8 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         >>> parts = [by.disassemble(chain(), relevance, task=[k]) for k in (3, 1)]
         >>> whole = by.assemble(parts, scaling="none")
         >>> trained = by.finetune(whole, [data, data], training=TrainingOptions(epochs=1))
-        >>> print(str(trained).splitlines()[-1].strip().split(",")[0])
-        trained      1 epoch on 18 images
+        >>> [line.strip().split(",")[0] for line in str(trained).splitlines() if line.startswith("  trained")]
+        ['trained      1 epoch on 18 images']
     """
     check_model(model, "finetune")
     check_no_cascade(model, "training")
