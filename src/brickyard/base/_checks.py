@@ -207,3 +207,20 @@ def given_path(path: Any, what: str) -> Path:
         why = getattr(error, "strerror", None) or first_line(error)
         raise FileError("file-path-invalid", f"{what} {brief(found)} cannot be used: {why}; choose another") from None
     return Path(found)
+
+
+def check_new(what: str, name: str, call: Any, known: Any) -> None:
+    """Refuse to register something under a name that one of Brickyard's own has.
+
+    Args:
+        what: What is registered, for the message.
+        name: Its name.
+        call: Its function.
+        known: The function that has that name, or None.
+
+    Raises:
+        OptionError: It is one of Brickyard's own, and the other is not.
+    """
+    home = __name__.partition(".")[0] + "."
+    if known is not None and known.__module__.startswith(home) and not call.__module__.startswith(home):
+        raise OptionError("option-conflict", f"{what} {name!r} is one of Brickyard's own; choose another name")

@@ -7,6 +7,7 @@ without images use statistics stored in the components; few-shot strategies also
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brickyard.base._checks import check_choice, share_or_more
+from brickyard.base._checks import check_choice, check_new, share_or_more
 from brickyard.base._classes import numbered
 from brickyard.base._errors import OptionError
 from brickyard.base._records import ComponentManifest, ScalingRecord
@@ -44,9 +45,14 @@ SCALINGS: dict[str, Scaling] = {}
 def scaling(
     name: str, *, help: str, few_shot: bool = False, gated: bool = False
 ) -> Callable[[Callable[..., Scale]], Callable[..., Scale]]:
-    """Register a strategy under a name, with a one-sentence description for help and tables."""
+    """Register a strategy under a name, with a one-sentence description for help and tables.
+
+    Raises:
+        OptionError: One of Brickyard's own has that name.
+    """
 
     def register(fit: Callable[..., Scale]) -> Callable[..., Scale]:
+        check_new("scaling", name, fit, SCALINGS[name].fit if name in SCALINGS else None)
         SCALINGS[name] = Scaling(name, help, fit, few_shot, gated)
         return fit
 
@@ -63,9 +69,18 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
         why = f"scaling={name!r} reads the parts' features, which form={form!r} does not keep separate"
         raise OptionError("option-needs-parallel-form", f"{why}; use form='parallel'")
     try:
-        fitted = strategy.fit(evidence, **options)
+        inspect.signature(strategy.fit).bind(evidence, **options)
     except TypeError as error:
         raise OptionError("option-unknown-name", f"scaling={name!r} has no options {options}: {error}") from None
+    try:
+        fitted: Any = strategy.fit(evidence, **options)
+    except TypeError as error:
+        if not options or not strategy.fit.__module__.startswith("brickyard."):
+            raise
+        raise OptionError("option-type", f"scaling={name!r} cannot take options {options}: {error}") from None
+    if not isinstance(fitted, Scale):
+        why = f"scaling={name!r} returned a {type(fitted).__name__}"
+        raise OptionError("option-wrong-object", f"{why}; return a brickyard.scaling.Scale")
     record = ScalingRecord(
         name=name,
         options={**options, **fitted.options},

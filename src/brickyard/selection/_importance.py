@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
+from brickyard.base._checks import check_new
+from brickyard.base._errors import OptionError
 from brickyard.base._options import Budget
 from brickyard.healing._heal import Shown
 from brickyard.network._layer_types import find_mixing
@@ -75,9 +77,24 @@ class Criterion:
         if isinstance(found, Selected):
             return found
         if not self.keeps:
+            self._check(found, sum(axis.size for axis in evidence.graph.axes))
             costs = CostModel(evidence.graph)
             found = by_budget(evidence.graph, costs, found, evidence.outputs, evidence.budget)
         return Selected(evidence.graph, found)
+
+    def _check(self, found: Any, channels: int) -> None:
+        """Refuse what is not one number per channel.
+
+        Raises:
+            OptionError: It says what was returned.
+        """
+        why = f"a {type(found).__name__}"
+        if isinstance(found, Tensor):
+            if found.shape == (channels,) and not bool(found.isnan().any()):
+                return
+            why = f"scores of shape {tuple(found.shape)}" + (", some NaN" if bool(found.isnan().any()) else "")
+        wanted = f"return a tensor with one number for each of the {channels} channels of all axes"
+        raise OptionError("option-wrong-object", f"select={self.name!r} returned {why}; {wanted}")
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -86,9 +103,14 @@ CRITERIA: dict[str, Criterion] = {}
 def criterion(
     name: str, *, help: str, images: bool = True, keeps: bool = False
 ) -> Callable[[Callable[[Evidence], Any]], Callable[[Evidence], Any]]:
-    """Register a criterion under a name, with one sentence of help for every list of choices."""
+    """Register a criterion under a name, with one sentence of help for every list of choices.
+
+    Raises:
+        OptionError: One of Brickyard's own has that name.
+    """
 
     def register(call: Callable[[Evidence], Any]) -> Callable[[Evidence], Any]:
+        check_new("criterion", name, call, CRITERIA[name].call if name in CRITERIA else None)
         CRITERIA[name] = Criterion(name, help, call, images, keeps)
         return call
 
