@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 
@@ -112,3 +113,15 @@ def nearest(word: str, known: Any) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; use one of {', '.join(choices[:24])}" if choices else ""
+
+
+def path_title(path: Path) -> str:
+    """What data in a file are called: by its folder and its name, or by its name alone if it was given so.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from brickyard.base._messages import path_title
+        >>> path_title(Path("photos/test.csv")), path_title(Path("test.csv"))
+        ('photos/test', 'test')
+    """
+    return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from brickyard.base._errors import DataError
-from brickyard.base._messages import first_line, told
+from brickyard.base._messages import first_line, path_title, told
 from brickyard.base._sides import BATCHED
 from brickyard.inputs._layouts import Array, arranged
 from brickyard.inputs._pictures import MAX_BYTES, Rows, too_large
@@ -74,7 +74,7 @@ def read_npz(path: Path, wanted: Wanted) -> Found:
     stored = _members(path)
     images, labels, part = _chosen(path, stored, wanted)
     names = next((stored[key] for key in NAMES if key in stored and key not in (images, labels)), None)
-    name = f"{path.parent.name}/{path.stem}" + (f" ({part})" if part else "")
+    name = path_title(path) + (f" ({part})" if part else "")
     return _found(path, name, wanted, stored[images], stored[labels], names)
 
 
@@ -138,7 +138,7 @@ def read_npy(path: Path, wanted: Wanted) -> Found:
     if labels is None:
         why = f"{path} has no labels beside it"
         raise DataError("data-no-labels", f"{why}; save them as {path.stem}_labels.npy or labels.npy")
-    name = f"{path.parent.name}/{path.stem}"
+    name = path_title(path)
     return _found(path, name, wanted, _npy(images), _npy(labels), None if names is None else _npy(names))
 
 

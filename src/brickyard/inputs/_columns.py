@@ -18,7 +18,7 @@ from torch import Tensor
 from brickyard.base._errors import DataError
 from brickyard.base._lazy import package
 from brickyard.base._limits import foreign_json
-from brickyard.base._messages import first_line, told
+from brickyard.base._messages import first_line, path_title, told
 from brickyard.inputs._lists import read_lists
 from brickyard.inputs._pictures import PROBES, Encoded, Pictures, Reader, Rows
 from brickyard.inputs._reading import (
@@ -95,7 +95,7 @@ def read_parquet(files: Sequence[Path], wanted: Wanted) -> Found:
     shard = _SHARD.fullmatch(files[0].name)
     if shard and int(shard["count"]) > 1 and len(files) == 1:
         note(f"{files[0].name} is one of {int(shard['count'])} shards; name its folder to read all of them")
-    name = f"{files[0].parent.name}/{shard['split'] if shard and len(files) > 1 else files[0].stem}"
+    name = path_title(files[0].with_name(shard["split"] + ".parquet") if shard and len(files) > 1 else files[0])
     return _found([_Parquet(file) for file in files], name, wanted, None)
 
 

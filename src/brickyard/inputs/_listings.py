@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from brickyard.base._errors import DataError
-from brickyard.base._messages import told
+from brickyard.base._messages import path_title, told
 from brickyard.inputs._reading import (
     SPLIT_NAMES,
     SUFFIXES,
@@ -97,7 +97,7 @@ def read_listing(listing: Listing, wanted: Wanted, names: Sequence[str] | None =
         advice = "paths count from the folder of the file, and a name without its suffix must be that of one picture"
         raise DataError("data-missing", f"{why}; {advice}")
     files = [str(file) for file in found if file is not None]
-    name = f"{listing.path.parent.name}/{listing.path.stem}" + (f" ({split})" if split else "")
+    name = path_title(listing.path) + (f" ({split})" if split else "")
     return Found(labels, classes, name, of_files(files, wanted, str(listing.path)))
 
 

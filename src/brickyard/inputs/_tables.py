@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from brickyard.base._errors import DataError
-from brickyard.base._messages import first_line, told
+from brickyard.base._messages import first_line, path_title, told
 from brickyard.inputs._listings import (
     LABELS,
     NAMES,
@@ -165,7 +165,7 @@ def _pixels(path: Path, rows: Iterator[Row], head: Row, wanted: Wanted) -> Found
         table = table[:, :-1] if last else table[:, 1:]
     labels, classes = labelled(others, f"{path}: the column of labels")
     note(f"{path.name}: {len(table):,} grey pictures of {side} x {side} pixels")
-    return Found(labels, classes, f"{path.parent.name}/{path.stem}", Rows(table.reshape(-1, 1, side, side)))
+    return Found(labels, classes, path_title(path), Rows(table.reshape(-1, 1, side, side)))
 
 
 def _grey_values(path: Path, rows: Iterator[Row], head: Row, place: int | None, has_header: bool) -> Any:

@@ -25,9 +25,10 @@ def source_of(model: Any) -> nn.Module:
         TraceError: It is not a module, its weights are missing or not floating point, or it is not Python code.
     """
     if not isinstance(model, nn.Module):
+        where = ", which is its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
         raise TraceError(
             "trace-not-module",
-            f"the model must be a torch.nn.Module, got {type(model).__name__}; give the trained network itself",
+            f"the model must be a torch.nn.Module, got {type(model).__name__}; give the trained network itself{where}",
         )
     while (inner := wrapped(model)) is not None:
         model = inner
