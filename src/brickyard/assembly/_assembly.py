@@ -93,6 +93,7 @@ class Joined(InNotebooks, nn.Module):
             self.register_buffer("_usual", usual_energies(self.manifest).to(kind(self).device), persistent=False)
             self._owner = [part for part, columns in enumerate(self.manifest.columns) for _ in columns]
         self._plain, self._groups = self.manifest.plain, self.manifest.groups
+        self._rest = [list(rest) for rest in self.manifest.rest] if self.manifest.reject else []
 
     def laid(self, outputs: Sequence[Tensor]) -> Tensor:
         """The outputs of each part's network -> the logits of their classes side by side, (batch, logits)."""
@@ -149,10 +150,10 @@ class Joined(InNotebooks, nn.Module):
 
         It is the sum of what the parts give to those of their own sources.
         """
-        if not self.manifest.reject:
+        if not self._rest:
             return None
-        pairs = zip(outputs, self.manifest.rest, strict=True)
-        own = [found[:, list(rest)].logsumexp(1) - found.logsumexp(1) for found, rest in pairs]
+        pairs = zip(outputs, self._rest, strict=True)
+        own = [found[:, rest].logsumexp(1) - found.logsumexp(1) for found, rest in pairs]
         return torch.stack(own, 1).sum(1)
 
     def _scaling_tensors(self) -> dict[str, Tensor]:

@@ -81,14 +81,9 @@ def describe_assembly(m: AssemblyManifest) -> str:
     gone = [p.names[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
     if gone:
         lines.append(f"  left out     {', '.join(gone)}")
-    lines += note_lines(m)
+    lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
+    lines += [f"  warning      {text}" for text in doubts(m)]
     return "\n".join(shown(line, keep="") for line in lines)
-
-
-def note_lines(manifest: AssemblyManifest) -> list[str]:
-    """What an assembly's manifest notes, and where it is likely to be bad."""
-    notes = [f"  note         {note}" for note in (*manifest.notes, *manifest.scaling.notes)]
-    return [*notes, *(f"  warning      {text}" for text in doubts(manifest))]
 
 
 def kept_text(manifest: ComponentManifest) -> str:
