@@ -65,6 +65,7 @@ CODES: dict[str, str] = {
     "option-address": "The host or port of the workbench cannot be used; choose another one.",
     "option-budget-too-small": "The budget is below the smallest component possible; raise it.",
     "option-choice": "The value is not one of the choices; use one that the message lists.",
+    "option-boxes": "How a detector's outputs become boxes is described in a way that is unknown or does not fit the detector; give a known family, or a description that fits.",
     "option-conflict": "Options that exclude each other are given together, or one required alternative is missing; give exactly one.",
     "option-count": "The number of values does not match the number of parts, sources, files or items; give one for each.",
     "option-device": "The device does not exist or cannot be used here; use cpu, or cuda where PyTorch sees a GPU.",

@@ -1,0 +1,162 @@
+"""How a detector's outputs become boxes: a description as data, by name or in full."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from brickyard.base._errors import OptionError
+from brickyard.base._frozen import Frozen, first_problem
+from brickyard.base._messages import brief, near
+
+Coding = Literal["grid", "sides", "bins", "centre", "corners"]
+Scores = Literal["probabilities", "sigmoid"]
+Number = Annotated[int, Field(ge=0, le=1 << 16)]
+_NUMBERS = 4  # of a box
+
+
+class Boxes(Frozen):
+    """How to read what a detector says of an image.
+
+    A detector looks at many places of an image, cell by cell of one or several grids. Of each place it returns the same
+    outputs: a score per class, four numbers or four distributions that code a box, and in some detectors the chance
+    that there is an object at all ("objectness"). They come as one tensor (batch, places, outputs), or (batch, outputs,
+    places). Grids follow each other from the finest to the coarsest, each row by row.
+
+    Attributes:
+        classes: How many classes there are; None: as many as outputs are left.
+        scores_at: The first output that is a class's score; those of the other classes follow.
+        boxes_at: The first output that codes the box; the others follow.
+        objectness_at: The output that is the objectness, which multiplies all scores; None: there is none.
+        scores: Whether scores and objectness are probabilities already, or become so by a sigmoid.
+        coding: How the four numbers code a box, in pixels of the network's input. "grid": centre (x + cell) * stride
+            and size exp(w) * stride (YOLOX). "sides": distances from the cell's centre to left, top, right and bottom,
+            times stride (FCOS). "bins": the same distances as distributions over 0, 1, ..., bins - 1, of which the mean
+            is taken after a softmax (NanoDet). "centre": centre and size in pixels (YOLOv5 and YOLOv8 as they are
+            exported). "corners": left, top, right and bottom in pixels.
+        bins: Numbers of each distance's distribution, with coding="bins".
+        strides: For each grid, how many pixels of the input a cell has; the grid has as many cells as fit into the
+            input's sides, rounded up. Needed unless boxes are in pixels.
+        outputs_first: Whether the tensor is (batch, outputs, places).
+
+    Example:
+        >>> from brickyard.base._boxes import Boxes
+        >>> Boxes.named("yolox").sized(85).classes
+        80
+    """
+
+    classes: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    scores_at: Number
+    boxes_at: Number
+    objectness_at: Number | None = None
+    scores: Scores = "probabilities"
+    coding: Coding
+    bins: Annotated[int, Field(ge=1, le=256)] = 1
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 12)], ...], Field(max_length=16)] = ()
+    outputs_first: bool = False
+
+    def __init__(self, **values: Any) -> None:
+        """See the class.
+
+        Raises:
+            OptionError: A value cannot be used; the message names it.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _UnusableBoxesError("option-boxes", f"boxes cannot be read that way: {first_problem(error)}") from None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Boxes:
+        if (self.coding == "bins") != (self.bins > 1):
+            raise ValueError(f"bins={self.bins} with coding={self.coding!r}; distributions alone have bins")
+        if (self.coding in ("grid", "sides", "bins")) != bool(self.strides):
+            wanted = "takes the strides of its grids" if not self.strides else "is in pixels and takes no strides"
+            raise ValueError(f"coding={self.coding!r} {wanted}")
+        if self.classes is not None:
+            taken = [*range(self.boxes_at, self.boxes_at + self.box_outputs)]
+            taken += [*range(self.scores_at, self.scores_at + self.classes)]
+            taken += [] if self.objectness_at is None else [self.objectness_at]
+            if sorted(taken) != list(range(self.outputs)):
+                raise ValueError("scores, boxes and objectness overlap, or leave outputs between them")
+        return self
+
+    @classmethod
+    def named(cls, name: str) -> Boxes:
+        """The description of a known family of detectors.
+
+        Raises:
+            OptionError: The name is unknown.
+        """
+        if name not in FAMILIES:
+            raise OptionError(
+                "option-boxes",
+                f"boxes={brief(name)} names no known family of detectors; there are {', '.join(FAMILIES)}"
+                f"{near(name, list(FAMILIES))}: give one of them, or brickyard.Boxes(...)",
+            )
+        return FAMILIES[name]
+
+    @property
+    def box_outputs(self) -> int:
+        """How many outputs code a box."""
+        return _NUMBERS * self.bins
+
+    @property
+    def others(self) -> int:
+        """How many outputs are no class's score."""
+        return self.box_outputs + (self.objectness_at is not None)
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs each place has."""
+        return self.others + (self.classes or 0)
+
+    def sized(self, outputs: int) -> Boxes:
+        """The same for a detector with so many outputs, whose classes are counted where they are not known.
+
+        Raises:
+            OptionError: They do not fit.
+        """
+        count = outputs - self.others if self.classes is None else self.classes
+        if count < 1 or count + self.others != outputs:
+            raise OptionError(
+                "option-boxes",
+                f"the detector has {outputs} outputs at each place, and {self.others} for boxes and objectness"
+                + (f" and {self.classes} classes" if self.classes else " and at least one class")
+                + f" were described (coding={self.coding!r}); give boxes= that fit it",
+            )
+        return self if self.classes is not None else Boxes(**{**self.model_dump(), "classes": count})
+
+    def kept(self, task: tuple[int, ...]) -> tuple[int, ...]:
+        """The outputs that a task needs, in their order; its classes' scores in the order of the task."""
+        first = [k for k in range(self.outputs) if not self.is_score(k) and k < self.scores_at]
+        last = [k for k in range(self.outputs) if not self.is_score(k) and k > self.scores_at]
+        return (*first, *(self.scores_at + k for k in task), *last)
+
+    def is_score(self, output: int) -> bool:
+        """Whether an output is a class's score."""
+        return self.scores_at <= output < self.scores_at + (self.classes or 0)
+
+    def of_task(self, count: int) -> Boxes:
+        """The description of what is left of the outputs with so many classes."""
+
+        def moved(place: int) -> int:
+            return place if place < self.scores_at else place - (self.classes or 0) + count
+
+        objectness = None if self.objectness_at is None else moved(self.objectness_at)
+        changes = {"classes": count, "boxes_at": moved(self.boxes_at), "objectness_at": objectness}
+        return Boxes(**{**self.model_dump(), **changes})
+
+
+class _UnusableBoxesError(OptionError, ValueError):
+    """Unusable values: an `OptionError` for direct callers, a validation problem within a file."""
+
+
+FAMILIES: dict[str, Boxes] = {
+    "yolox": Boxes(scores_at=5, boxes_at=0, objectness_at=4, coding="grid", strides=(8, 16, 32)),
+    "nanodet": Boxes(scores_at=0, boxes_at=80, scores="sigmoid", coding="bins", bins=8, strides=(8, 16, 32), classes=80),
+    "yolov5": Boxes(scores_at=5, boxes_at=0, objectness_at=4, coding="centre"),
+    "yolov8": Boxes(scores_at=4, boxes_at=0, coding="centre", outputs_first=True),
+}
+"""By family: as their public exporters write them."""
