@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from brickyard.base._boxes import Boxes
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import brief, near
 from brickyard.network._network import Network, Node, Ref
@@ -26,7 +27,54 @@ Path = tuple[str | int, ...]
 """Keys, names of fields or places that lead from what a model returns to its logits."""
 
 
-def path_to_logits(result: Any, images: int, output: str | None = None) -> Path | None:
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """The form of what is looked for in a model's result: logits, or a detector's outputs at places.
+
+    Attributes:
+        boxes: How a detector's outputs are read; None: it is a classifier, and returns logits.
+    """
+
+    boxes: Boxes | None = None
+
+    @property
+    def words(self) -> str:
+        """What is looked for, for messages."""
+        if self.boxes is None:
+            return "logits (batch, classes)"
+        return "outputs (batch, outputs, places)" if self.boxes.outputs_first else "outputs (batch, places, outputs)"
+
+    def fits(self, value: Any, images: int) -> bool:
+        """Whether a tensor can be that for so many images."""
+        if self.boxes is None:
+            return can_be_logits(value, images)
+        return (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and value.ndim == 3
+            and value.shape[0] == images
+            and value.numel() > 0
+        )
+
+    def standard(self, value: Tensor) -> Tensor:
+        """(B, classes) logits, or (B, outputs, places)."""
+        if self.boxes is None:
+            return as_rows(value)
+        return value if self.boxes.outputs_first else value.transpose(1, 2)
+
+    def standardised(self, network: Network, ndim: int) -> Network:
+        """Let a network whose result has `ndim` dimensions return what `standard` makes of it."""
+        if self.boxes is None:
+            return with_rows(network, ndim)
+        if self.boxes.outputs_first:
+            return network
+        return _extended(network, lambda name, ref: [Node(name, "function", "transpose", (ref, 1, 2))])
+
+
+LOGITS_ALONE = Form()
+
+
+def path_to_logits(result: Any, images: int, output: str | None = None, form: Form = LOGITS_ALONE) -> Path | None:
     """Find the logits in what a model returns.
 
     Args:
@@ -34,6 +82,7 @@ def path_to_logits(result: Any, images: int, output: str | None = None) -> Path 
             "logits" is taken, else the only one that can be logits, or whose probabilities all others are.
         images: The number of images that it was given.
         output: The part of the result to look in, as `parts_of` names it; None: all of it.
+        form: What is looked for, if not logits.
 
     Returns:
         The way to them; None if there is no such tensor, or several.
@@ -43,19 +92,19 @@ def path_to_logits(result: Any, images: int, output: str | None = None) -> Path 
     """
     if output is not None:
         start = _way(result, output)
-        rest = path_to_logits(at(result, start), images)
+        rest = path_to_logits(at(result, start), images, form=form)
         return None if rest is None else (*start, *rest)
     if isinstance(result, Tensor):
         return ()
     fields = dict(_fields(result))
-    if isinstance(fields.get(LOGITS), Tensor):
+    if form.boxes is None and isinstance(fields.get(LOGITS), Tensor):
         return (LOGITS,)
     found = [
         (key, *rest)
         for key, value in fields.items()
-        if (rest := path_to_logits(value, images)) is not None and can_be_logits(at(value, rest), images)
+        if (rest := path_to_logits(value, images, form=form)) is not None and form.fits(at(value, rest), images)
     ]
-    if len(found) > 1:
+    if len(found) > 1 and form.boxes is None:
         found = [path for path in found if all(_come_of(at(result, path), at(result, one)) for one in found)]
     return found[0] if len(found) == 1 else None
 
@@ -102,9 +151,9 @@ def parts_of(result: Any, before: Path = ()) -> Iterator[tuple[str, Path]]:
         yield from parts_of(value, path)
 
 
-def logits_in(result: Any, images: int) -> list[str]:
-    """The names of all parts of a result that can be logits."""
-    return [name for name, path in parts_of(result) if can_be_logits(at(result, path), images)]
+def logits_in(result: Any, images: int, form: Form = LOGITS_ALONE) -> list[str]:
+    """The names of all parts of a result that can be logits, or have another form."""
+    return [name for name, path in parts_of(result) if form.fits(at(result, path), images)]
 
 
 def can_be_logits(value: Any, images: int) -> bool:

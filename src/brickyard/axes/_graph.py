@@ -18,14 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brickyard.axes._answers import with_two_classes
+from brickyard.axes._answers import Form, with_two_classes
 from brickyard.axes._atoms import DimRecord, DimRole, Labels, Purse, settled
 from brickyard.axes._endings import with_logits
 from brickyard.axes._labels import Labeller
 from brickyard.axes._places import failing_step
 from brickyard.axes._tracing import read_network
+from brickyard.base._boxes import Boxes
 from brickyard.base._checks import output_name
-from brickyard.base._errors import TraceError
+from brickyard.base._errors import OptionError, TraceError
 from brickyard.base._messages import first_line, shown
 from brickyard.base._records import Pinned
 from brickyard.base._sides import BATCHED
@@ -34,6 +35,7 @@ from brickyard.network._network import Network, Node, iter_layers, kind, step_sh
 from brickyard.network._untouched import guarded
 
 OUTPUT = "the class outputs are chosen by the task"
+BOXES = "every task keeps the boxes and the objectness"
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Axes:
             Pinned(axis=axis.name, channels=axis.size, reason=reason)
             for axis in self.axes
             for reason in axis.pinned
-            if axis.writers != (self.input_name,) and reason != OUTPUT
+            if axis.writers != (self.input_name,) and reason not in (OUTPUT, BOXES)
         )
 
     def everything(self) -> dict[str, Tensor]:
@@ -164,6 +166,7 @@ class Graph(Axes):
         network: The network.
         shapes: The value of every step on an example, with tensors replaced by meta tensors.
         output_width: How many class outputs there are.
+        boxes: How a detector's outputs are read; None for a classifier.
         one_logit: Whether both classes come of a single logit.
         apart: Steps that treat channels of different networks, laid side by side, differently than alone.
         sums: By step: channel numbers of values whose channels the step sums up or averages.
@@ -178,9 +181,11 @@ class Graph(Axes):
         other: dict[str, Any] | None = None,
         ending: str = "",
         purse: Purse | None = None,
+        boxes: Boxes | None = None,
     ) -> None:
         self.network = network
         self.ending = ending
+        self.boxes = boxes
         self.shapes = shapes
         self._other = shapes if other is None else other
         self.input_name = network.nodes[0].name
@@ -188,8 +193,9 @@ class Graph(Axes):
         labeller = Labeller(network, shapes, other, purse)
         _pin_shared_weights(network, labeller)
         self.one_logit = False
-        self.output_width = int(shapes[network.nodes[-1].name].shape[1])
-        output_atoms = _output_atoms(labeller, network, self.output_width)
+        width = int(shapes[network.nodes[-1].name].shape[1])
+        self.output_width = width if boxes is None else boxes.sized(width).classes or 0
+        output_atoms = _output_atoms(labeller, network, width, boxes)
         number, self.axes = _number_atoms(labeller, output_atoms)
         self.dims = [
             DimRecord(record.owner, record.role, number[record.atoms], record.position, record.dim)
@@ -262,7 +268,7 @@ class Graph(Axes):
         ).eval()
         like = kind(self.network)
         example = torch.zeros(2, *self.input_shape, dtype=like.dtype, device=like.device)
-        graph = analyse(made, example, self.ending)
+        graph = analyse(made, example, self.ending, boxes=self.boxes)
         graph.one_logit = self.one_logit
         return graph
 
@@ -289,7 +295,9 @@ class Graph(Axes):
 
 
 @guarded
-def trace(model: nn.Module, example: Tensor, output: str | int | None = None) -> Graph:
+def trace(
+    model: nn.Module, example: Tensor, output: str | int | None = None, *, boxes: Boxes | None = None
+) -> Graph:
     """Trace a model and find its channel axes.
 
     Where a model ends in a softmax, a log-softmax or a sigmoid, its graph ends in the logits before it. Where it has
@@ -302,13 +310,15 @@ def trace(model: nn.Module, example: Tensor, output: str | int | None = None) ->
             channels, depth, height, width); two are enough.
         output: Which part of what the model returns the logits are, where several could be: a key or the name of a
             field, a place in a tuple, or several of these joined with dots.
+        boxes: How to read the outputs of a detector, which returns one tensor with outputs for many places; its graph
+            ends in (batch, outputs, places).
 
     Returns:
         A graph that prints as a table of axes: size, writers, readers, followers, and why an axis is pinned.
 
     Raises:
         TraceError: The model cannot be traced.
-        OptionError: The model returns no part of that name.
+        OptionError: The model returns no part of that name, or outputs that `boxes` does not fit.
 
     Example:
         >>> import torch
@@ -325,7 +335,9 @@ def trace(model: nn.Module, example: Tensor, output: str | int | None = None) ->
     if isinstance(example, Tensor) and example.ndim in BATCHED:
         example = torch.cat([example, example])[:2]
     asked = None if output is None else output_name(output)
-    network, example = _precise(read_network(model, example, asked), example)
+    network, example = _precise(read_network(model, example, asked, Form(boxes)), example)
+    if boxes is not None:
+        return _of_detector(network, example, boxes)
     network, ending = with_logits(network, example)
     graph = analyse(network, example, ending)
     if graph.output_width > 1:
@@ -333,6 +345,27 @@ def trace(model: nn.Module, example: Tensor, output: str | int | None = None) ->
     graph = analyse(with_two_classes(network), example, ending)
     graph.one_logit = True
     return graph
+
+
+def _of_detector(network: Network, example: Tensor, boxes: Boxes) -> Graph:
+    """The graph of a network that returns (batch, outputs, places).
+
+    Raises:
+        OptionError: It has other outputs or places than described.
+    """
+    with torch.no_grad():
+        _, outputs, places = network(example[:1]).shape
+    boxes = boxes.sized(outputs)
+    expected = boxes.places(tuple(example.shape[2:]))
+    if expected not in (None, places):
+        sides = " x ".join(map(str, example.shape[2:]))
+        raise OptionError(
+            "option-boxes",
+            f"the detector returns {places:,} places for an image of {sides}, and grids with strides "
+            f"{', '.join(map(str, boxes.strides))} have {expected:,}; give boxes= with its own strides, and outputs_first="
+            "True if it returns (batch, outputs, places)",
+        )
+    return analyse(network, example, boxes=boxes)
 
 
 def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
@@ -348,7 +381,9 @@ def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
     return wide, more
 
 
-def analyse(network: Network, example: Tensor, ending: str = "", purse: Purse | None = None) -> Graph:
+def analyse(
+    network: Network, example: Tensor, ending: str = "", purse: Purse | None = None, boxes: Boxes | None = None
+) -> Graph:
     """Find the channel axes of a network, which may be on the meta device, for what `purse` holds.
 
     Every step is seen on a second size of batch too: what changes with it is not a count of channels.
@@ -366,7 +401,7 @@ def analyse(network: Network, example: Tensor, ending: str = "", purse: Purse | 
             f"{failing_step(network, torch.cat([example, example[:1]]))}: its "
             "forward holds the size of a batch; take it from x.shape[0], or write -1 in its place",
         ) from error
-    return Graph(network, shapes, more, ending, purse)
+    return Graph(network, shapes, more, ending, purse, boxes)
 
 
 def _no_axis(name: str) -> Axis:
@@ -394,8 +429,8 @@ def _pin_shared_weights(network: Network, labeller: Labeller) -> None:
                     labeller.pin(record.atoms, f"layers {', '.join(names)} share their weights")
 
 
-def _output_atoms(labeller: Labeller, network: Network, width: int) -> set[int]:
-    """Representatives of the class outputs, pinned because the task chooses them.
+def _output_atoms(labeller: Labeller, network: Network, width: int, boxes: Boxes | None) -> set[int]:
+    """Representatives of the class outputs, pinned because the task chooses them; a detector's others are pinned too.
 
     There are none if two outputs share a channel, or if a step sums the outputs or averages them: the outputs of a task
     depend on all others then, which stay.
@@ -403,13 +438,23 @@ def _output_atoms(labeller: Labeller, network: Network, width: int) -> set[int]:
     labels = labeller.labels[network.nodes[-1].name]
     if labels is None:
         return set()
+    others = np.zeros(0, dtype=np.int64)
+    if boxes is not None:
+        boxes = boxes.sized(width)
+        if labels.shape != (1, width, 1):
+            labeller.pin(labels, BOXES)
+            return set()
+        scores = [boxes.is_score(k) for k in range(width)]
+        labels, rest, width = labels[:, scores, 0], labels[0, np.invert(scores), 0], sum(scores)
+        labeller.pin(rest, BOXES)
+        others = labeller.atoms.roots(rest)
     labeller.pin(labels, OUTPUT)
     roots = labeller.atoms.roots(labels)
     for node in network.nodes:
         if node.name in labeller.sums and np.isin(labeller.atoms.roots(labeller.sums[node.name]), roots).any():
             labeller.pin(labels, f"{labeller.title(node)} mixes class outputs")
             return set()
-    plain = roots.shape == (1, width) and len(np.unique(roots)) == width
+    plain = roots.shape == (1, width) and len(np.unique(roots)) == width and not np.isin(others, roots).any()
     return set(roots.reshape(-1).tolist()) if plain else set()
 
 

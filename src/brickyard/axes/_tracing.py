@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from brickyard.axes._answers import Path, as_rows, at, can_be_logits, logits_in, path_to_logits, told_of, with_rows
+from brickyard.axes._answers import LOGITS_ALONE, Form, Path, at, logits_in, path_to_logits, told_of
 from brickyard.axes._converting import attribute, converted, own_copy, shared_layer
 from brickyard.axes._exporting import export_draft
 from brickyard.axes._lowering import Draft, lowered
@@ -126,7 +126,7 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-def read_network(model: nn.Module, example: Tensor, output: str | None = None) -> Network:
+def read_network(model: nn.Module, example: Tensor, output: str | None = None, form: Form = LOGITS_ALONE) -> Network:
     """Trace a model into a `Network` that shares its weights and computes the same.
 
     Args:
@@ -135,6 +135,7 @@ def read_network(model: nn.Module, example: Tensor, output: str | None = None) -
         example: Example images (batch, channels, height, width), signals (batch, channels, length) or cubes (batch,
             channels, depth, height, width).
         output: The part of what it returns that holds the logits, where several could.
+        form: What it returns, if not logits.
 
     Raises:
         OptionError: The model returns no part of that name.
@@ -160,14 +161,15 @@ def read_network(model: nn.Module, example: Tensor, output: str | None = None) -
     with _same_luck(example), _uncompiled(model), torch.no_grad():
         _defaults(model)
         result = _run(model, example)
-        path = _path(model, result, len(example), output)
+        path = _path(model, result, len(example), output, form)
         logits = at(result, path)
         _checked(model, logits, example, partial(_first_not_finite, model, path))
-        other = _larger(model, example, path)
-        network = with_rows(lowered(_trace(model, example.clone(), path, other)), logits.ndim)
-        _check_equal(model, network, _three_images(example), partial(_call, model, output))
+        other = _larger(model, example, path, form)
+        network = form.standardised(lowered(_trace(model, example.clone(), path, other)), logits.ndim)
+        call = partial(_call, model, output, form)
+        _check_equal(model, network, _three_images(example), call)
         if other is not None:
-            _warn_of_sizes(partial(_call, model, output), network, other, example)
+            _warn_of_sizes(call, network, other, example)
     return network
 
 
@@ -280,19 +282,21 @@ def _close(found: Tensor, expected: Tensor, share: float) -> bool:
     return torch.allclose(found, expected, rtol=share, atol=share * float(expected.abs().max().clamp(min=0.1)))
 
 
-def _call(model: nn.Module, output: str | None, example: Tensor) -> Tensor:
-    """A model's logits, (batch, classes)."""
-    return _checked(model, rows_of(model, _run(model, example), len(example), output), example)
+def _call(model: nn.Module, output: str | None, form: Form, example: Tensor) -> Tensor:
+    """A model's logits, (batch, classes), or what else it returns."""
+    return _checked(model, rows_of(model, _run(model, example), len(example), output, form), example)
 
 
-def rows_of(model: nn.Module, result: Any, images: int, output: str | None = None) -> Tensor:
+def rows_of(
+    model: nn.Module, result: Any, images: int, output: str | None = None, form: Form = LOGITS_ALONE
+) -> Tensor:
     """The logits in what a model returned for so many images, (images, classes); one column may stand for two classes.
 
     Raises:
         OptionError: The result has no part of the name `output`.
         TraceError: There are none, or several tensors could be them.
     """
-    return as_rows(at(result, _path(model, result, images, output)))
+    return form.standard(at(result, _path(model, result, images, output, form)))
 
 
 def _run(model: nn.Module, example: Tensor) -> Any:
@@ -306,23 +310,24 @@ def _run(model: nn.Module, example: Tensor) -> Any:
         ) from error
 
 
-def _path(model: nn.Module, result: Any, images: int, output: str | None) -> Path:
+def _path(model: nn.Module, result: Any, images: int, output: str | None, form: Form = LOGITS_ALONE) -> Path:
     """The way to the logits in what a model returned for so many images."""
     if isinstance(model, Network):  # read from a file, with one result: what was asked for was chosen there
         output = None
-    path = path_to_logits(result, images, output)
-    if path is None or not can_be_logits(at(result, path), images):
+    path = path_to_logits(result, images, output, form)
+    if path is None or not form.fits(at(result, path), images):
         line = line_of_forward(model, returns=True)
         where = f" (it returns at {line})" if line else ""
         named = f"; {output!r} does not hold them alone" if output is not None else ""
-        advice = "return the logits alone"
-        if len(several := logits_in(result, images)) > 1:
+        what = "the logits" if form.boxes is None else "one tensor"
+        advice = f"return {what} alone"
+        if len(several := logits_in(result, images, form)) > 1:
             named += f"; {' and '.join(map(repr, several[:6]))} could be them"
             advice = f"name them with output={several[0]!r}, or --output-name {several[0]}"
         raise TraceError(
             "trace-output",
-            f"{type(model).__name__} must return floating-point logits (batch, classes) for {images} images, alone, "
-            f"as 'logits', or as the only tensor of that form, got {told_of(result)}{where}{named}; {advice}, or wrap "
+            f"{type(model).__name__} must return floating-point {form.words} for {images} images, alone, "
+            f"{_AS_LOGITS if form.boxes is None else ''}or as the only tensor of that form, got {told_of(result)}{where}{named}; {advice}, or wrap "
             "it in a module that returns them",
         )
     return path
@@ -342,14 +347,17 @@ def _checked(
     return logits
 
 
-def _larger(model: nn.Module, example: Tensor, path: Path) -> Tensor | None:
+_AS_LOGITS = "as 'logits', "
+
+
+def _larger(model: nn.Module, example: Tensor, path: Path, form: Form) -> Tensor | None:
     """A larger image, if the model takes one."""
     image = larger(example)
     try:
         logits = at(model(image.clone()), path)
     except Exception:  # whatever the model's own code raises
         return None
-    return image if isinstance(logits, Tensor) and can_be_logits(logits, 1) else None
+    return image if form.fits(logits, 1) else None
 
 
 def _warn_of_sizes(run: Callable[[Tensor], Tensor], network: Network, other: Tensor, example: Tensor) -> None:

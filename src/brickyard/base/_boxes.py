@@ -128,6 +128,13 @@ class Boxes(Frozen):
             )
         return self if self.classes is not None else Boxes(**{**self.model_dump(), "classes": count})
 
+    def places(self, sides: tuple[int, ...]) -> int | None:
+        """How many places the grids of an input of (height, width) have; None where that is not described."""
+        if not self.strides:
+            return None
+        height, width = sides
+        return sum(-(-height // stride) * -(-width // stride) for stride in self.strides)
+
     def kept(self, task: tuple[int, ...]) -> tuple[int, ...]:
         """The outputs that a task needs, in their order; its classes' scores in the order of the task."""
         first = [k for k in range(self.outputs) if not self.is_score(k) and k < self.scores_at]

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brickyard.axes._answers import as_rows, can_be_logits
+from brickyard.axes._answers import LOGITS_ALONE, Form
+from brickyard.base._boxes import Boxes
 from brickyard.base._errors import FileError, OptionError, TraceError
 from brickyard.base._limits import foreign_json
 from brickyard.base._messages import brief, first_line, near, told, writable
@@ -62,7 +63,12 @@ def is_onnx(spec: str) -> bool:
 
 
 def load(
-    spec: str, weights: Any, classes: Sequence[str], how: Preprocessing | None, output: str | None = None
+    spec: str,
+    weights: Any,
+    classes: Sequence[str],
+    how: Preprocessing | None,
+    output: str | None = None,
+    boxes: Boxes | None = None,
 ) -> tuple[Network, Preprocessing, tuple[int, ...], tuple[str, ...]]:
     """The network of an ONNX file as a source, its preprocessing, what it takes, and its class names.
 
@@ -72,6 +78,7 @@ def load(
         classes: Class names that were given, which go before those of the file.
         how: The preprocessing that was given, whose size goes before the file's where that is open.
         output: The output of the file that holds the logits, by name or place.
+        boxes: How the outputs of a detector are read.
 
     Raises:
         OptionError: Weights are given, or the size is missing.
@@ -80,17 +87,20 @@ def load(
     """
     if weights is not None:
         raise OptionError("option-conflict", f"{spec} holds its own weights; leave weights ({weights}) out")
-    found = read_onnx(spec, None if how is None else how.size, output)
+    found = read_onnx(spec, None if how is None else how.size, output, boxes)
     return found.model, found.preprocessing, found.input_shape, tuple(classes) or found.classes
 
 
-def read_onnx(path: str | Path, size: tuple[int, int] | None = None, output: str | None = None) -> OnnxSource:
-    """Read an ONNX classifier into a network, and compare it with ONNX Runtime where that is installed.
+def read_onnx(
+    path: str | Path, size: tuple[int, int] | None = None, output: str | None = None, boxes: Boxes | None = None
+) -> OnnxSource:
+    """Read an ONNX classifier, or a detector, into a network, and compare it with ONNX Runtime where that is installed.
 
     Args:
         path: The file. Weights may lie in files beside it.
         size: Height and width of the images, where the file leaves them open.
         output: The output that holds the logits, by name or place, where several could.
+        boxes: How the outputs of a detector are read, which are one tensor; None: it is a classifier.
 
     Raises:
         FileError: The file cannot be read, or has operators that are not known.
@@ -118,11 +128,12 @@ def read_onnx(path: str | Path, size: tuple[int, int] | None = None, output: str
     _start(reader, last)
     for op in file.ops:
         reader.run(op, _KINDS[op.kind])
-    port = _logits(reader, output)
+    form = Form(boxes)
+    port = _logits(reader, output, form)
     network = reader.network(reader.values[port.name])
     _check_cost(network, shape, path)
-    _check_against_runtime(network, file, port, shape, last)
-    classes = _classes(file, network, shape)
+    _check_against_runtime(network, file, port, shape, last, form)
+    classes = _classes(file, network, shape, form)
     how: dict[str, Any] = {}
     if is_picture(shape):
         how = {"size": shape[1:], "channels": shape[0] if shape[0] in _CHANNELS else None}
@@ -216,7 +227,7 @@ def _start(reader: Reader, last: bool) -> None:
 # -- its outputs -------------------------------------------------------------------------------------------
 
 
-def _logits(reader: Reader, output: str | None) -> Port:
+def _logits(reader: Reader, output: str | None, form: Form) -> Port:
     """The output that holds the logits: that which was asked for, or that from which the others are computed.
 
     Raises:
@@ -225,7 +236,7 @@ def _logits(reader: Reader, output: str | None) -> Port:
     """
     file = reader.file
     asked = file.outputs if output is None else [_asked(file, output)]
-    ports = [port for port in asked if _can_be_logits(reader.values[port.name])]
+    ports = [port for port in asked if _can_be_logits(reader.values[port.name], form)]
     if len(ports) > 1:
         before = {port.name: _ancestors(reader, reader.values[port.name].step) for port in ports}
         steps = {port.name: reader.values[port.name].step for port in ports}
@@ -242,12 +253,12 @@ def _logits(reader: Reader, output: str | None) -> Port:
         if ports
         else f"output {output!r} is not"
         if output
-        else "no output is one row of logits per image"
+        else "no output has that form"
     )
     raise TraceError(
         "trace-output",
-        f"{file.path} must return logits (batch, classes), and {why}: {told_of}; give a classifier, and name "
-        "one such output with --output-name (in Python output=)",
+        f"{file.path} must return {form.words}, and {why}: {told_of}; name one such output with --output-name (in "
+        "Python output=)",
     )
 
 
@@ -268,10 +279,10 @@ def _asked(file: OnnxFile, output: str) -> Port:
     return named[output]
 
 
-def _can_be_logits(value: Value) -> bool:
-    """Whether an output depends on the images and has one row of several numbers for each, in any batch."""
+def _can_be_logits(value: Value, form: Form) -> bool:
+    """Whether an output depends on the images and has the form that is looked for, in any batch."""
     worlds = zip(value.worlds, (2, 3), strict=True)
-    return bool(value.step) and all(can_be_logits(world, images) for world, images in worlds)
+    return bool(value.step) and all(form.fits(world, images) for world, images in worlds)
 
 
 def _at_batch(value: Value) -> str:
@@ -290,9 +301,10 @@ def _ancestors(reader: Reader, step: str) -> set[str]:
     return needed
 
 
-def _classes(file: OnnxFile, network: Network, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Class names that the file tells, if they are as many as it has outputs."""
-    count = _answers(network, torch.zeros(1, *shape, dtype=_dtype(file)), file.path).shape[1]
+def _classes(file: OnnxFile, network: Network, shape: tuple[int, ...], form: Form) -> tuple[str, ...]:
+    """Class names that the file tells, if they are as many as it has classes."""
+    count = _answers(network, torch.zeros(1, *shape, dtype=_dtype(file)), file.path, form).shape[1]
+    count = count if form.boxes is None else form.boxes.sized(count).classes or 0
     for key in _NAMES:
         names = _names_in(file.metadata.get(key, ""))
         if not names:
@@ -337,17 +349,19 @@ def _check_cost(network: Network, shape: tuple[int, ...], path: Path) -> None:
         raise FileError(error.code, f"{path}: {error}") from None
 
 
-def _answers(network: Network, images: Tensor, path: Path) -> Tensor:
-    """What the network answers, as rows."""
+def _answers(network: Network, images: Tensor, path: Path, form: Form) -> Tensor:
+    """What the network answers, in its standard form."""
     try:
         with torch.no_grad():
-            return as_rows(network(images))
+            return form.standard(network(images))
     except Exception as error:  # whatever torch raises
         why = f"{path} does not run as it was read: {told(first_line(error), 300)}"
         raise FileError("file-network-invalid", f"{why}; obtain the file again") from None
 
 
-def _check_against_runtime(network: Network, file: OnnxFile, port: Port, shape: tuple[int, ...], last: bool) -> None:
+def _check_against_runtime(
+    network: Network, file: OnnxFile, port: Port, shape: tuple[int, ...], last: bool, form: Form = LOGITS_ALONE
+) -> None:
     """Compare the network with ONNX Runtime on two images.
 
     Raises:
@@ -372,14 +386,14 @@ def _check_against_runtime(network: Network, file: OnnxFile, port: Port, shape: 
             f"{file.path}: ONNX Runtime does not run it, so what was read cannot be compared: "
             f"{told(first_line(error), 300)}; obtain the file again, or export it in a form that runs",
         ) from None
-    found = _answers(network, images.to(_dtype(file)) / 255, file.path).double()
-    expected = as_rows(expected).double()
+    found = _answers(network, images.to(_dtype(file)) / 255, file.path, form).double()
+    expected = form.standard(expected).double()
     if expected.shape == found.shape and bool((expected.isfinite() == found.isfinite()).all()):
         unit = expected.abs().max().clamp_min(1e-6)
         error_ = float((found - expected).abs().max() / unit)
         allowed = HALF_TOLERANCE if file.half else TOLERANCE
         if allowed < error_ < HALF_TOLERANCE:  # a network may turn the last digits of its numbers into more
-            wide = _answers(copy.deepcopy(network).double(), images.double() / 255, file.path)
+            wide = _answers(copy.deepcopy(network).double(), images.double() / 255, file.path, form)
             allowed = max(allowed, 10 * float((found - wide).abs().max() / unit))
         if error_ <= allowed:
             if float((expected[0] - expected[1]).abs().max()) <= TOLERANCE * float(expected.abs().max()):

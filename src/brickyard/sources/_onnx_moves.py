@@ -54,9 +54,15 @@ def _reshape(reader: Reader, op: Op, given: Given) -> Value:
         sizes, own = target.worlds[world].tolist(), x.worlds[world].shape
         sizes = [int(own[d]) if size == 0 and keep and d < len(own) else int(size) for d, size in enumerate(sizes)]
         goals.append(_filled(sizes, x.worlds[world].numel()))
-    if goals[0] is not None and goals[1] is not None:
+    if goals[0] is not None and goals[1] is not None and not _swallows(reader, x, target.worlds[0].tolist()):
         return shaped(reader, x, (goals[0], goals[1]))
     return _opened(reader, x, target.worlds[0].tolist(), keep)
+
+
+def _swallows(reader: Reader, x: Value, target: list[int]) -> bool:
+    """Whether a file that fixes its batch has it first, before and after, and -1 elsewhere would hold further images."""
+    fixed = (reader.file.images.shape or (None,))[0]
+    return fixed is not None and target[0] == fixed and -1 in target[1:] and list(x.by_batch) == [0]
 
 
 def _filled(sizes: list[int], numbers: int) -> list[int] | None:
