@@ -25,7 +25,7 @@ from brickyard.component._predictor import REJECT
 from brickyard.export._module import export_module
 from brickyard.export._onnx import export_state_dict
 from brickyard.network._network import Network, Node, Ref
-from brickyard.outputs._outputs import OUTPUTS, OneOfMany
+from brickyard.outputs._kinds import OUTPUTS, OneOfMany
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 from conftest import needed_package
 from errors import refused

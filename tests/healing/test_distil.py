@@ -13,7 +13,7 @@ from brickyard.healing import _distil as distil
 from brickyard.healing._distil import DistilReport, distil_network
 from brickyard.inputs._augment import _cutmix, _mixup, varied
 from brickyard.inputs._datasets import load_data
-from brickyard.outputs._outputs import ONE, Outputs
+from brickyard.outputs._kinds import ONE, Outputs
 from brickyard.sources._loading import load_source
 from brickyard.testing import Residual, randomised
 from errors import refused

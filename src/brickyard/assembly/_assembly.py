@@ -36,7 +36,8 @@ from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import tensors_of
 from brickyard.network._untouched import all_in_evaluation, guarded, in_evaluation
-from brickyard.outputs._outputs import Outputs, outputs_of, thresholds_for
+from brickyard.outputs._kinds import Outputs
+from brickyard.outputs._outputs import outputs_of, thresholds_for
 from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.scaling._scale import (
     Gate,

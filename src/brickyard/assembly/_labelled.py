@@ -15,7 +15,7 @@ from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
 from brickyard.inputs._batches import Images, warn_of_names
-from brickyard.outputs._outputs import Outputs
+from brickyard.outputs._kinds import Outputs
 from brickyard.scaling._scale import Evidence, Signals, shortfall, usual_energies
 
 

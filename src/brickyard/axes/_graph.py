@@ -185,7 +185,6 @@ class Graph(Axes):
     ) -> None:
         self.network = network
         self.ending = ending
-        self.boxes = boxes
         self.shapes = shapes
         self._other = shapes if other is None else other
         self.input_name = network.nodes[0].name
@@ -194,8 +193,9 @@ class Graph(Axes):
         _pin_shared_weights(network, labeller)
         self.one_logit = False
         width = int(shapes[network.nodes[-1].name].shape[1])
-        self.output_width = width if boxes is None else boxes.sized(width).classes or 0
-        output_atoms = _output_atoms(labeller, network, width, boxes)
+        self.boxes = None if boxes is None else boxes.sized(width)
+        self.output_width = width if self.boxes is None else self.boxes.classes or 0
+        output_atoms = _output_atoms(labeller, network, width, self.boxes)
         number, self.axes = _number_atoms(labeller, output_atoms)
         self.dims = [
             DimRecord(record.owner, record.role, number[record.atoms], record.position, record.dim)
@@ -239,6 +239,13 @@ class Graph(Axes):
     def labels(self, node: Node) -> Any:
         """Channel indices of a step's value: an array as `labels.Labeller` creates them, a tuple, or None."""
         return self._labels[node.name]
+
+    def outputs_of(self, keep: Mapping[str, Tensor]) -> list[int] | None:
+        """Which of the network's outputs a cut has, in order; None: all of them."""
+        chosen = None if self.output is None else keep.get(self.output.name)
+        if chosen is None:
+            return None
+        return chosen.tolist() if self.boxes is None else list(self.boxes.kept(tuple(chosen.tolist())))
 
     def mixers(self) -> list[Mixer]:
         """The layers that read and write channels, in the order of their first use."""
@@ -295,9 +302,7 @@ class Graph(Axes):
 
 
 @guarded
-def trace(
-    model: nn.Module, example: Tensor, output: str | int | None = None, *, boxes: Boxes | None = None
-) -> Graph:
+def trace(model: nn.Module, example: Tensor, output: str | int | None = None, *, boxes: Boxes | None = None) -> Graph:
     """Trace a model and find its channel axes.
 
     Where a model ends in a softmax, a log-softmax or a sigmoid, its graph ends in the logits before it. Where it has
@@ -362,8 +367,8 @@ def _of_detector(network: Network, example: Tensor, boxes: Boxes) -> Graph:
         raise OptionError(
             "option-boxes",
             f"the detector returns {places:,} places for an image of {sides}, and grids with strides "
-            f"{', '.join(map(str, boxes.strides))} have {expected:,}; give boxes= with its own strides, and outputs_first="
-            "True if it returns (batch, outputs, places)",
+            f"{', '.join(map(str, boxes.strides))} have {expected:,}; describe its own strides, and with "
+            "outputs_first= whether it returns (batch, outputs, places)",
         )
     return analyse(network, example, boxes=boxes)
 
@@ -440,7 +445,6 @@ def _output_atoms(labeller: Labeller, network: Network, width: int, boxes: Boxes
         return set()
     others = np.zeros(0, dtype=np.int64)
     if boxes is not None:
-        boxes = boxes.sized(width)
         if labels.shape != (1, width, 1):
             labeller.pin(labels, BOXES)
             return set()

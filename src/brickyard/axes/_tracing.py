@@ -287,9 +287,7 @@ def _call(model: nn.Module, output: str | None, form: Form, example: Tensor) -> 
     return _checked(model, rows_of(model, _run(model, example), len(example), output, form), example)
 
 
-def rows_of(
-    model: nn.Module, result: Any, images: int, output: str | None = None, form: Form = LOGITS_ALONE
-) -> Tensor:
+def rows_of(model: nn.Module, result: Any, images: int, output: str | None = None, form: Form = LOGITS_ALONE) -> Tensor:
     """The logits in what a model returned for so many images, (images, classes); one column may stand for two classes.
 
     Raises:
@@ -327,8 +325,8 @@ def _path(model: nn.Module, result: Any, images: int, output: str | None, form: 
         raise TraceError(
             "trace-output",
             f"{type(model).__name__} must return floating-point {form.words} for {images} images, alone, "
-            f"{_AS_LOGITS if form.boxes is None else ''}or as the only tensor of that form, got {told_of(result)}{where}{named}; {advice}, or wrap "
-            "it in a module that returns them",
+            f"{_AS_LOGITS if form.boxes is None else ''}or as the only tensor of that form, got "
+            f"{told_of(result)}{where}{named}; {advice}, or wrap it in a module that returns them",
         )
     return path
 

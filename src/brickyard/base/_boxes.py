@@ -65,7 +65,9 @@ class Boxes(Frozen):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _UnusableBoxesError("option-boxes", f"boxes cannot be read that way: {first_problem(error)}") from None
+            raise _UnusableBoxesError(
+                "option-boxes", f"boxes cannot be read that way: {first_problem(error)}"
+            ) from None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Boxes:
@@ -162,8 +164,35 @@ class _UnusableBoxesError(OptionError, ValueError):
 
 FAMILIES: dict[str, Boxes] = {
     "yolox": Boxes(scores_at=5, boxes_at=0, objectness_at=4, coding="grid", strides=(8, 16, 32)),
-    "nanodet": Boxes(scores_at=0, boxes_at=80, scores="sigmoid", coding="bins", bins=8, strides=(8, 16, 32), classes=80),
+    "nanodet": Boxes(
+        scores_at=0, boxes_at=80, scores="sigmoid", coding="bins", bins=8, strides=(8, 16, 32), classes=80
+    ),
     "yolov5": Boxes(scores_at=5, boxes_at=0, objectness_at=4, coding="centre"),
     "yolov8": Boxes(scores_at=4, boxes_at=0, coding="centre", outputs_first=True),
 }
 """By family: as their public exporters write them."""
+
+KIND = "boxes"
+"""What manifests call the outputs of detectors."""
+
+
+def outputs_asked(value: Any) -> str | Boxes:
+    """Check what was said of a source's outputs: a kind, a family of detectors, or a description.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if isinstance(value, str | Boxes):
+        return value
+    raise OptionError(
+        "option-type",
+        f"outputs must be a kind such as 'one' or 'several', a family of detectors such as 'yolox', or "
+        f"brickyard.Boxes(...), got {brief(value)}; give one of them",
+    )
+
+
+def split_outputs(asked: str | Boxes | None) -> tuple[str | None, Boxes | None]:
+    """The kind of outputs, and how boxes are read, in what was asked for."""
+    if isinstance(asked, Boxes):
+        return KIND, asked
+    return (KIND, FAMILIES[asked]) if asked in FAMILIES else (asked, None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Required, TypedDict
 
+from brickyard.base._boxes import Boxes, outputs_asked
 from brickyard.base._checks import decision_thresholds, other_names, output_name, seed_of
 from brickyard.base._declare import Opt, Table, check_fields, opt
 from brickyard.base._errors import OptionError
@@ -322,8 +323,10 @@ class LocateOptions(TypedDict, total=False):
         Opt(default=None, help="Preprocess the images this way before they enter the model.", unset="nothing"),
     ]
     outputs: Annotated[
-        str | None,
-        Opt(default=None, help="Let an image belong to one class or to several: one, several, or a kind of your own.",
+        str | Boxes | None,
+        Opt(default=None, validate=outputs_asked, shell=str,
+            help="Let an image belong to one class or to several, or show boxes: one, several, a family of detectors "
+                 "(yolox, nanodet, yolov5, yolov8), or a kind of your own.",
             unset="several for a model of transformers that was trained for it, else one"),
     ]  # fmt: skip
     output: Annotated[

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from brickyard.base import _pipelines
+from brickyard.base._boxes import Boxes
 from brickyard.base._cascades import CascadeRecord
 from brickyard.base._checks import EVEN
 from brickyard.base._divided import BudgetRecord
@@ -279,6 +280,7 @@ class ComponentManifest(Frozen):
     agreement: tuple[Count, Count] | None = None
     tuned: TuneRecord | None = None
     outputs: Name = "one"
+    boxes: Boxes | None = None
     decision_thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     statistics: Statistics | None = None
     used: UsedRecord | None = None
@@ -359,7 +361,8 @@ class ComponentManifest(Frozen):
     @property
     def width(self) -> int:
         """The network's own number of outputs, before task and reject are selected from them."""
-        return len(self.source.classes) if self.reject or self.output_axis is None else len(self.task)
+        classes = len(self.source.classes) if self.reject or self.output_axis is None else len(self.task)
+        return classes if self.boxes is None else classes + self.boxes.others
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
@@ -591,3 +594,4 @@ class RelevanceFile(Frozen):
     source_name: Name
     sums: bool
     outputs: Name = "one"
+    boxes: Boxes | None = None

@@ -25,7 +25,8 @@ from brickyard.inputs._decoding import read_images
 from brickyard.inputs._folders import pictures_in
 from brickyard.inputs._preprocessing import check_raw, preprocess
 from brickyard.network._network import kind
-from brickyard.outputs._outputs import Outputs, find_outputs
+from brickyard.outputs._kinds import Outputs
+from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance
 
 HELD = 20  # images held back, at least, where there are three times as many
@@ -292,8 +293,8 @@ class Judge:
             for x in batches:
                 found = network(x.to(kind(network).dtype))
                 ours, theirs = self._head(found) if self.whole else found, self._head(self.graph.network(x))
-                same += int(self.outputs.alike(*(self.outputs.merged(z, self.sizes) for z in (ours, theirs))).sum())
-                count += len(x)
+                own, of = self.outputs.agreeing(*(self.outputs.merged(z, self.sizes) for z in (ours, theirs)))
+                same, count = same + own, count + of
         return same, count
 
     def _head(self, logits: Tensor) -> Tensor:

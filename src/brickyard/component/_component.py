@@ -127,6 +127,17 @@ class Component(Cut, Predictor):
         return self.manifest.reject
 
     @property
+    def width(self) -> int:
+        """How many outputs it has, of each place if it is a detector."""
+        boxes = self.manifest.boxes
+        return len(self.classes_) if boxes is None else len(self.manifest.task) + boxes.others
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of its outputs: 2, or 3 for those of a detector's places."""
+        return 2 if self.manifest.boxes is None else 3
+
+    @property
     def owners(self) -> tuple[tuple[int, ...], ...]:
         """For each class, the parts that have it, of which there is one."""
         return ((0,),) * len(self.classes)
@@ -319,7 +330,9 @@ def save_component(component: Component, path: Path, *, overwrite: bool = False)
 def read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Component:
     file = validated(ComponentFile, text, "its text")
     bounds = Bounds(count_numbers(tensors))
-    network = stored_network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width, bounds)
+    about = file.manifest
+    ndim = 2 if about.boxes is None else 3
+    network = stored_network(file.network, tensors, "network.", about.input_shape, about.width, bounds, ndim)
     check_input(file.manifest)
     check_outputs(file.manifest)
     familiarity = read_familiarity(file.manifest, network, tensors, "familiarity.", bounds.entering)

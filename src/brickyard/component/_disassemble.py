@@ -37,7 +37,8 @@ from brickyard.healing._heal import Shown, heal_network
 from brickyard.network._identity import weights_like
 from brickyard.network._network import Network, kind
 from brickyard.network._untouched import guarded
-from brickyard.outputs._outputs import Outputs, find_outputs, thresholds_for
+from brickyard.outputs._kinds import Outputs
+from brickyard.outputs._outputs import find_outputs, thresholds_for
 from brickyard.relevance._relevance import Relevance, Relevances
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import step
@@ -130,7 +131,7 @@ class Choice:
         given = options.get("decision_thresholds")  # graph networks have none
         known = [*merged, *(name for k, name in enumerate(relevance.classes) if k not in task)]
         shares = () if given is None else thresholds_for(given, known)[: len(merged)]
-        answers = find_outputs(relevance.outputs).deciding(shares)
+        answers = find_outputs(relevance.outputs).reading(relevance.boxes, relevance.input_shape).deciding(shares)
         if len(merged) < len(task):
             answers.any_of(torch.zeros(1, 2))  # refuses where it cannot
         axes = graph()
@@ -190,6 +191,7 @@ class Choice:
             ),
             heal=heal,
             outputs=relevance.outputs,
+            boxes=relevance.boxes,
             decision_thresholds=self.decision_thresholds,
             versions=made_with(),
             created=today(),
@@ -424,7 +426,7 @@ def _describe(job: _Job, chosen: Selected, network: Network, healed: HealRecord)
     told = False
     if job.images is not None and job.judged:
         component, told = _judged(component, job, job.images)
-    if job.pool is not None and job.pool.by_class is not None:
+    if job.pool is not None and job.pool.by_class is not None and manifest.boxes is None:
         component = observed(component, job.pool.images, job.pool.by_class, choice.options["batch_size"])
     doubted = [] if told else of_repair(component.manifest)
     doubted += [] if component.manifest.statistics is None else of_statistics(component.manifest)

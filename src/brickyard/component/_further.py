@@ -51,7 +51,10 @@ class Further:
         if like.dtype in (torch.float16, torch.bfloat16):  # sums and repairs need the precision
             network, like = copy.deepcopy(network).float(), like.float()
         example = torch.zeros(2, *manifest.input_shape, device=like.device, dtype=like.dtype)
-        self.component, self.budget, self.graph = component, budget, analyse(network, example)
+        boxes = manifest.boxes
+        if boxes is not None and manifest.output_axis is not None:
+            boxes = boxes.of_task(len(manifest.task))
+        self.component, self.budget, self.graph = component, budget, analyse(network, example, boxes=boxes)
         self._options = checked(DisassembleOptions, {"task": component.classes, "seed": seed}, "disassemble")
         given = manifest.preprocessing, manifest.source.classes, manifest.outputs, manifest.task
         self.pool = Pool.given(images, *given, 9)

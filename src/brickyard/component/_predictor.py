@@ -24,7 +24,7 @@ from brickyard.network._cost_limit import BATCHES
 from brickyard.network._place import unsupported
 from brickyard.network._shown import Shown
 from brickyard.network._untouched import guarded
-from brickyard.outputs._outputs import Outputs
+from brickyard.outputs._kinds import Outputs
 
 ResultT = TypeVar("ResultT")
 Strangers = Literal["reject", "answer"]
@@ -113,6 +113,16 @@ class Predictor(Shown):
     def reject(self) -> bool:
         """Whether a last output stands for "none of these"."""
         raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """How many outputs it has, of each place if it is a detector."""
+        return len(self.classes_)
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of its outputs: 2, or 3 for those of a detector's places."""
+        return 2
 
     @property
     def preprocessings(self) -> Sequence[Preprocessing]:
@@ -313,8 +323,8 @@ def check_answers(model: Predictor, work: int) -> None:
             except Exception as error:  # a network from a file may fail in any way of torch's
                 why = f"its network does not run on {count} images of shape {model.input_shape}: {told(error)}"
                 raise FileError("file-network-invalid", why) from None
-            if found != (count, len(model.classes_)):
-                wanted = (count, len(model.classes_))
+            if found[:2] != (count, model.width) or len(found) != model.dims:
+                wanted = (count, model.width)
                 raise FileError(
                     "file-network-invalid", f"it answers {found} to {count} images, where {wanted} is right"
                 )

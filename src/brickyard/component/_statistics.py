@@ -18,7 +18,7 @@ from brickyard.component._strangers import limits_of, scores
 from brickyard.inputs._batches import Images
 from brickyard.inputs._content import as_bytes
 from brickyard.network._identity import weights_like
-from brickyard.outputs._outputs import ONE, Outputs
+from brickyard.outputs._kinds import ONE, Outputs
 
 PER_CLASS = 100
 FEW = 8  # images, of which a lowest tenth means little

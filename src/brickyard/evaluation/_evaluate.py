@@ -29,7 +29,8 @@ from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._identity import fingerprint, source_of
 from brickyard.network._network import kind
 from brickyard.network._untouched import guarded
-from brickyard.outputs._outputs import Cases, find_outputs
+from brickyard.outputs._kinds import Cases
+from brickyard.outputs._outputs import find_outputs
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._profiling import Latency, count_flops, count_parameters, measure_latency
 from brickyard.runtime._progress import bar, step

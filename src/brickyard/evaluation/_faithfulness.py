@@ -23,7 +23,8 @@ from brickyard.network._identity import weights_like
 from brickyard.network._layer_types import mixing_of
 from brickyard.network._network import Network
 from brickyard.network._untouched import guarded
-from brickyard.outputs._outputs import Outputs, find_outputs
+from brickyard.outputs._kinds import Outputs
+from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance
 from brickyard.runtime._progress import bar, say
 

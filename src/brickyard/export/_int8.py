@@ -21,7 +21,7 @@ from brickyard.base._errors import DataError
 from brickyard.base._lazy import package
 from brickyard.base._records import Preprocessing
 from brickyard.inputs._preprocessing import check_raw
-from brickyard.outputs._outputs import Outputs
+from brickyard.outputs._kinds import Outputs
 from brickyard.runtime._profiling import measure_latency
 from brickyard.runtime._progress import bar
 

@@ -34,7 +34,7 @@ from brickyard.export._plain_inputs import raw_text
 from brickyard.export._plain_models import Content, assembly_content, component_content
 from brickyard.export._spelling import WIDTH, joined, literal, wrapped
 from brickyard.network._untouched import guarded
-from brickyard.outputs._outputs import Several
+from brickyard.outputs._kinds import Several
 from brickyard.storage._atomic import check_free, write_together
 from brickyard.storage._safefile import KEY as OWN_KEY
 

@@ -47,7 +47,7 @@ from brickyard.export._onnx_turns import check_at_once, in_turn_proto
 from brickyard.inputs._decoding import read_images
 from brickyard.network._network import Network
 from brickyard.network._untouched import guarded
-from brickyard.outputs._outputs import Outputs
+from brickyard.outputs._kinds import Outputs
 from brickyard.storage._atomic import check_free, write_atomically, write_content
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.component._predictor import Predictor
-from brickyard.outputs._outputs import Outputs
+from brickyard.outputs._kinds import Outputs
 
 OUTPUTS = ("logits", "probabilities", "strangeness")
 

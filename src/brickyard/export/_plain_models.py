@@ -20,7 +20,8 @@ from brickyard.export._plain_network import GROUP, PlainNetwork
 from brickyard.export._spelling import joined, literal, wrapped
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import tensors_of
-from brickyard.outputs._outputs import OneOfMany, Outputs, Several, find_outputs
+from brickyard.outputs._kinds import OneOfMany, Outputs, Several
+from brickyard.outputs._outputs import find_outputs
 from brickyard.scaling._scale import owned, usual_energies
 
 GLOBALS = (

@@ -17,7 +17,7 @@ from brickyard.gnn._component import GraphAssembly, GraphComponent
 from brickyard.gnn._network import NodeData
 from brickyard.gnn._reading import read_network
 from brickyard.network._untouched import guarded
-from brickyard.outputs._outputs import Cases
+from brickyard.outputs._kinds import Cases
 
 
 @guarded

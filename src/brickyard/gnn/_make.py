@@ -23,7 +23,7 @@ from brickyard.gnn._network import GraphNetwork, NodeData
 from brickyard.gnn._reading import read_network
 from brickyard.gnn._surgery import NodeGraph, cut, join, refit
 from brickyard.network._untouched import guarded
-from brickyard.outputs._outputs import ONE
+from brickyard.outputs._kinds import ONE
 from brickyard.relevance._contribution import ContributionSums
 from brickyard.relevance._locate import output_names
 from brickyard.relevance._relevance import Relevances

@@ -23,7 +23,7 @@ from brickyard.inputs._augment import varied
 from brickyard.network._fusing import quick, quick_layout
 from brickyard.network._network import Network
 from brickyard.network._untouched import guarded_but
-from brickyard.outputs._outputs import ONE, Outputs
+from brickyard.outputs._kinds import ONE, Outputs
 from brickyard.runtime._isolation import gradients
 from brickyard.runtime._progress import bar
 

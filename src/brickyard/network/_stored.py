@@ -27,9 +27,18 @@ def tensors_of(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
 
 
 def stored_network(
-    spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int, bounds: Bounds
+    spec: NetworkSpec,
+    tensors: dict[str, Tensor],
+    prefix: str,
+    shape: tuple[int, ...],
+    width: int,
+    bounds: Bounds,
+    ndim: int = 2,
 ) -> Network:
-    """Build a network, check that it runs from images to the right number of outputs for each, fill in its weights."""
+    """Build a network, check that it runs from images to the right number of outputs for each, fill in its weights.
+
+    Its result has `ndim` dimensions: 2, or 3 if it has outputs for several places.
+    """
     network = Network.from_spec(spec)
     if len(shape) + 1 not in BATCHED:
         raise FileError("file-inconsistent", f"its input shape must be {INPUTS}, got {shape}")
@@ -43,7 +52,7 @@ def stored_network(
             "file-network-invalid", f"its network does not run on images of shape {shape}: {told(error)}"
         ) from None
     shapes = [tuple(one.shape) if isinstance(one, Tensor) else () for one in found]
-    if shapes != [(count, width) for count in BATCHES]:
+    if [shape[:2] for shape in shapes] != [(count, width) for count in BATCHES] or {len(s) for s in shapes} != {ndim}:
         raise FileError("file-network-invalid", f"its network does not return {width} outputs per image")
     fill_in(network, tensors, prefix)
     return network

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph, trace
+from brickyard.base._boxes import split_outputs
 from brickyard.base._checks import check_kind, given_path, is_whole
 from brickyard.base._classes import MOST_LETTERS, check_class_name, one_too_many, ordered_names, task_classes
 from brickyard.base._declare import verb
@@ -26,7 +27,8 @@ from brickyard.network._fusing import quick_layout
 from brickyard.network._identity import SEVERAL, names_of, problem_of, source_of, weights_like
 from brickyard.network._layer_types import mixing_of
 from brickyard.network._untouched import guarded
-from brickyard.outputs._outputs import Outputs, find_outputs
+from brickyard.outputs._kinds import Outputs
+from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._allocation import LayerRecord
 from brickyard.relevance._checkpoint import Notebook
 from brickyard.relevance._contribution import class_sums
@@ -81,14 +83,16 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
     """Do what `locate` does, with all options given; `look` sees the source's axes before any work is done."""
     model = source_of(model)
     check_no_quantity(model, data)
-    outputs = _kind_of(model, options["outputs"])
+    asked, boxes = split_outputs(options["outputs"])
+    outputs = _kind_of(model, asked)
     kind = find_outputs(outputs)
     check_kind("preprocessing", options["preprocessing"], Preprocessing, "give brickyard.Preprocessing(mean=..., ...)")
     _check_name(options["name"])
     resume = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
     example = images.example(weights_like(model))
-    graph = trace(model, example, options["output"])
+    graph = trace(model, example, options["output"], boxes=boxes)
+    kind = kind.reading(graph.boxes, graph.input_shape)
     look(graph)
     like = weights_like(graph.network)  # half-precision networks are processed in float32
     _check_kind(kind, outputs, graph)
@@ -225,7 +229,8 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
         classes=names,
         task=tuple(wanted),
         preprocessing=images.preprocessing,
-        outputs=options["outputs"] or "one",
+        outputs=str(options["outputs"]),
+        boxes=graph.boxes,
         sums={} if (size <= KEEP_BYTES if keep_sums is None else keep_sums) else None,
     )
 

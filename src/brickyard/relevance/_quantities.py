@@ -17,7 +17,7 @@ from brickyard.axes._graph import Graph
 from brickyard.base._classes import one_too_many
 from brickyard.base._errors import DataError, TraceError
 from brickyard.network._identity import QUANTITY, problem_of, weights_like
-from brickyard.outputs._outputs import Outputs
+from brickyard.outputs._kinds import Outputs
 
 APART = 1e-3  # of the largest output: how far images' outputs must be from each other for anything to be seen
 TOGETHER = 1e-4  # of that: how far outputs may drift apart by rounding

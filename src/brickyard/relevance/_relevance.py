@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from brickyard.axes._graph import Axes, Graph, trace
 from brickyard.base import _limits as limits
+from brickyard.base._boxes import Boxes
 from brickyard.base._checks import check_kind, given_path
 from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.base._frozen import validated
@@ -61,6 +62,7 @@ def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False)
         source_name=relevance.source_name,
         sums=relevance.sums is not None,
         outputs=relevance.outputs,
+        boxes=relevance.boxes,
     )
     return write(path, tensors, text.model_dump(mode="json"), overwrite)
 
@@ -103,6 +105,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         source_sha256=file.source_sha256,
         source_name=file.source_name,
         outputs=file.outputs,
+        boxes=file.boxes,
         sums=sums,
         hard_masks=hard,
         scores=scores,
@@ -163,6 +166,7 @@ class Relevances:
         source_sha256: Fingerprint of the source's weights.
         source_name: The source's name.
         outputs: The kind of its outputs, as in `brickyard.outputs.OUTPUTS`.
+        boxes: How a detector's outputs are read; None for a classifier.
     """
 
     sum_dtype: ClassVar[torch.dtype] = torch.float32
@@ -179,6 +183,7 @@ class Relevances:
     source_name: str
     sums: dict[str, Tensor] | None
     outputs: str = "one"
+    boxes: Boxes | None = None
     hard_masks: dict[str, Tensor] = field(default_factory=dict)
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))
     _graph: Any = field(default=None, repr=False)
@@ -461,7 +466,7 @@ class Relevance(Relevances):
             generator = torch.Generator().manual_seed(0)
             like = weights_like(model)
             example = torch.randn(2, *self.input_shape, generator=generator).to(like.device, like.dtype)
-            self._graph = trace(model, example, self.record.output)
+            self._graph = trace(model, example, self.record.output, boxes=self.boxes)
         graph: Graph = self._graph
         return graph
 

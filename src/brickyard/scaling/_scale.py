@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from brickyard.base._errors import FileError
 from brickyard.base._records import AssemblyManifest, ComponentManifest
-from brickyard.outputs._outputs import Outputs, find_outputs
+from brickyard.outputs._kinds import Outputs
+from brickyard.outputs._outputs import find_outputs
 
 
 class Gate(nn.Module):

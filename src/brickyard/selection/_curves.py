@@ -28,6 +28,7 @@ from brickyard.healing._heal import Draws, Shown, reads
 from brickyard.healing._streams import Stream, copied, image_bytes, intercept_of
 from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
+from brickyard.outputs._detections import Detections
 from brickyard.runtime._isolation import gradients
 from brickyard.runtime._progress import bar
 from brickyard.surgery._join import cut
@@ -82,7 +83,7 @@ def damage_curves(graph: Graph, shown: Shown, keep: KeepSet, network: Network | 
             node.target: _equations(stream, index, node, Draws(PER_INPUT, shown.seed + index))
             for index, node in readers
         }
-        logits = _Logits(copy, _first(shown.held or shown.fit, MEASURED))
+        logits = _Logits(copy, _first(shown.held or shown.fit, MEASURED), answers_of(graph))
         read = {
             axis.name: [(*step, columns) for step in readers if (columns := _columns(part, axis, step[1].target))]
             for axis in axes
@@ -116,31 +117,31 @@ def sensitivity(network: Network, nodes: Sequence[Node], graph: Graph, shown: Sh
     """
     each = sum(image_bytes(graph.shapes[node.name]) for node in network.nodes)
     size = max(1, min(len(shown.fit[0]), _LIVE // max(1, 2 * each)))
-    generator = torch.Generator().manual_seed(shown.seed)
+    generator, answers = torch.Generator().manual_seed(shown.seed), answers_of(graph)
     found = {node.target: torch.zeros(len(mixing_of(network.layer(node.target)).rows)).double() for node in nodes}
-    answers: list[Tensor] = []
+    seen: list[Tensor] = []
     for batch in _first(shown.fit, SENSED, size):
         with gradients("select='mda' or another criterion that needs none"):
-            slopes, logits = _slopes(network, {node.name for node in nodes}, batch, generator)
-        answers.append(logits)
+            slopes, numbers = _slopes(network, {node.name for node in nodes}, batch, generator, answers)
+        seen.append(numbers)
         for node in nodes:
             slope = slopes[node.name]
             if slope is not None:
                 mixing = mixing_of(network.layer(node.target))
                 found[node.target] += mixing.by_output(slope).double().square().sum(1).cpu()
-    energy = float(_centred(torch.cat(answers)).double().square().sum())
+    energy = answers.energy(seen)
     return {name: value / max(energy, _TINY) for name, value in found.items()}
 
 
 def _slopes(
-    network: Network, names: set[str], batch: Tensor, generator: torch.Generator
+    network: Network, names: set[str], batch: Tensor, generator: torch.Generator, answers: Answers
 ) -> tuple[dict[str, Tensor | None], Tensor]:
     """Gradients of the logits' sum with random signs for the values of some steps, and the logits."""
     probes, logits = _probed(network, names, batch)
-    centred = _centred(logits) if logits.shape[1] > 1 else logits  # what images share is no matter of one batch
-    signs = torch.randint(0, 2, logits.shape, generator=generator).to(logits) * 2 - 1
-    slopes = torch.autograd.grad((centred * signs).sum(), list(probes.values()), allow_unused=True)
-    return dict(zip(probes, slopes, strict=True)), logits.detach()
+    numbers = answers.numbers(logits)
+    signs = torch.randint(0, 2, numbers.shape, generator=generator).to(logits) * 2 - 1
+    slopes = torch.autograd.grad((numbers * signs).sum(), list(probes.values()), allow_unused=True)
+    return dict(zip(probes, slopes, strict=True)), answers.kept(logits, numbers).detach()
 
 
 def _probed(network: Network, names: set[str], batch: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -332,10 +333,10 @@ class _Logits:
     Values before these layers are kept from one axis to the next, in the order of the network.
     """
 
-    def __init__(self, network: Network, batches: Sequence[Tensor]) -> None:
-        self.network = network
+    def __init__(self, network: Network, batches: Sequence[Tensor], answers: Answers) -> None:
+        self.network, self._answers = network, answers
         self._whole = [network(batch) for batch in batches]
-        self._energy = float(_centred(torch.cat(self._whole)).double().square().sum())
+        self._energy = answers.energy([answers.kept(one, answers.numbers(one)) for one in self._whole])
         self._position = 0
         self._before: list[dict[str, Any]] = [{network.nodes[0].name: network.taken(batch)} for batch in batches]
         overwriting = [place for place, node in enumerate(network.nodes) if network.overwrites(node)]
@@ -356,11 +357,11 @@ class _Logits:
         for values, goal in zip(self._before, self._whole, strict=True):
             found = copied(values) if start <= self._last else dict(values)
             self.network.advance(found, start, len(self.network.nodes))
-            moved.append(found[self.network.nodes[-1].name] - goal)
+            moved.append(self._answers.moved(found[self.network.nodes[-1].name], goal))
         for reader, rows, shift in before:
             reader.mixing.set_rows(rows)
             reader.intercept.put(shift)
-        return float(_centred(torch.cat(moved)).double().square().sum()) / max(self._energy, _TINY)
+        return self._answers.energy(moved) / max(self._energy, _TINY)
 
     @staticmethod
     def _set(reader: _Reader) -> None:
@@ -368,6 +369,50 @@ class _Logits:
         shift = (rows.double().flatten(1).cpu() - reader.weight) @ reader.mean
         reader.mixing.set_rows(reader.weight)
         reader.intercept.add(shift.to(rows.device))
+
+
+class Answers:
+    """What of a network's outputs counts when they move: all logits, but for what classes share."""
+
+    def numbers(self, logits: Tensor) -> Tensor:
+        """The numbers that count, of one batch."""
+        return _centred(logits) if logits.shape[1] > 1 else logits  # what images share is no matter of one batch
+
+    def kept(self, logits: Tensor, numbers: Tensor) -> Tensor:
+        """What `energy` takes of a batch."""
+        return logits
+
+    def moved(self, logits: Tensor, goal: Tensor) -> Tensor:
+        """The same of the difference between outputs and those that they should be."""
+        return logits - goal
+
+    def energy(self, batches: Sequence[Tensor]) -> float:
+        """The sum of squares of what counts."""
+        return float(_centred(torch.cat(list(batches))).double().square().sum())
+
+
+class BoxAnswers(Answers):
+    """The same for a detector: scores, and where boxes lie that it is sure of."""
+
+    def __init__(self, kind: Detections) -> None:
+        self.kind = kind
+
+    def numbers(self, logits: Tensor) -> Tensor:
+        return self.kind.compared(logits, logits.detach())
+
+    def kept(self, logits: Tensor, numbers: Tensor) -> Tensor:
+        return numbers
+
+    def moved(self, logits: Tensor, goal: Tensor) -> Tensor:
+        return self.kind.compared(logits, goal) - self.kind.compared(goal, goal)
+
+    def energy(self, batches: Sequence[Tensor]) -> float:
+        return float(torch.cat(list(batches)).double().square().sum())
+
+
+def answers_of(graph: Graph) -> Answers:
+    """What counts of a network's outputs."""
+    return Answers() if graph.boxes is None else BoxAnswers(Detections().reading(graph.boxes, graph.input_shape))
 
 
 def _centred(logits: Tensor) -> Tensor:

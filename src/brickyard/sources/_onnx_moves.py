@@ -60,7 +60,7 @@ def _reshape(reader: Reader, op: Op, given: Given) -> Value:
 
 
 def _swallows(reader: Reader, x: Value, target: list[int]) -> bool:
-    """Whether a file that fixes its batch has it first, before and after, and -1 elsewhere would hold further images."""
+    """Whether a file fixes its batch and has it first, so that a -1 elsewhere would take up further images."""
     fixed = (reader.file.images.shape or (None,))[0]
     return fixed is not None and target[0] == fixed and -1 in target[1:] and list(x.by_batch) == [0]
 

@@ -185,7 +185,7 @@ def _multiplied(part: Part, names: set[str]) -> Part:
         return part
     like = part.graph.input_shape
     whole = _layers_of(part.graph.network, names)
-    after = analyse(whole, torch.empty(2, *like, device="meta"), part.graph.ending)
+    after = analyse(whole, torch.empty(2, *like, device="meta"), part.graph.ending, boxes=part.graph.boxes)
     return Part(after, carried(part.keep, part.graph, after, sorted(names)), _layers_of(part.network, names))
 
 

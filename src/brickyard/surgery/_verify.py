@@ -45,7 +45,7 @@ def zeroed_output(graph: Graph, keep: Mapping[str, Tensor], x: Tensor) -> Tensor
         True
     """
     output = _zeroed(graph, graph.network, keep, x)
-    chosen = keep.get(graph.output.name) if graph.output is not None else None
+    chosen = graph.outputs_of(keep)
     return output if chosen is None else output[:, chosen]
 
 
@@ -77,7 +77,7 @@ def check_cut(graph: Graph, keep: Mapping[str, Tensor], network: Network, x: Ten
 def _parting(graph: Graph, source: Network, keep: Mapping[str, Tensor], network: Network, x: Tensor) -> str | None:
     """The first layer at which a cut network and its source part, or None."""
     expected = _zeroed(graph, source, keep, x)
-    chosen = keep.get(graph.output.name) if graph.output is not None else None
+    chosen = graph.outputs_of(keep)
     output = network(x)
     if same(output, expected if chosen is None else expected[:, chosen]):
         return None

@@ -17,7 +17,7 @@ from brickyard.component._features import observe
 from brickyard.component._predictor import Predictor
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.network._network import Network, refs
-from brickyard.outputs._outputs import ONE, Outputs
+from brickyard.outputs._kinds import ONE, Outputs
 from brickyard.surgery._pairs import plain_name
 from brickyard.surgery._plan import Part, positions
 

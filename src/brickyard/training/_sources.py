@@ -21,7 +21,7 @@ from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._place import device_named
 from brickyard.network._untouched import guarded, guarded_but
-from brickyard.outputs._outputs import ONE
+from brickyard.outputs._kinds import ONE
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._libraries import network_options, seeded
 from brickyard.sources._loading import Source, save_source
