@@ -137,13 +137,16 @@ def from_processor(processor: Any) -> Values:
     kind = kind.replace("FeatureExtractor", "ImageProcessor")
     if kind.removesuffix("Pil") not in _PROCESSORS:
         raise _cannot(f"an image processor of type {kind or 'that it does not name'}", "what it does is not known here")
-    if own.get("do_flip_channel_order"):
-        raise _cannot("an image processor with do_flip_channel_order", "it swaps red and blue")
     if own.get("do_pad") and own.get("pad_size"):
         raise _cannot("an image processor with do_pad", "it adds borders")
     if kind.startswith("Levit") and not isinstance(own["size"], int) and "shortest_edge" in own["size"]:
         own = {**own, "size": {"shortest_edge": int(own["size"]["shortest_edge"] * 256 / 224)}}
     values: Values = {"channels": 3}
+    flips = kind.startswith("MobileViT")  # which does unless it says otherwise
+    if own.get("do_flip_channel_order", flips):
+        if not flips:
+            raise _cannot(f"an image processor of type {kind} with do_flip_channel_order", "that type has no such step")
+        values["order"] = "bgr"
     if own.get("do_resize", True) and own.get("size"):
         values |= _interpolation(own.get("resample", 2))
         values |= _of_processor(own)

@@ -8,151 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from brickyard.base import _pipelines
 from brickyard.base._boxes import Boxes
 from brickyard.base._cascades import CascadeRecord
 from brickyard.base._checks import EVEN
 from brickyard.base._divided import BudgetRecord
-from brickyard.base._errors import OptionError
-from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
+from brickyard.base._frozen import Count, Frozen, Json, Name
 from brickyard.base._history import TuneRecord, UsedRecord, Versions
 from brickyard.base._limits import check_axes
 from brickyard.base._merged import MergedRecord
+from brickyard.base._preprocessing import Preprocessing as Preprocessing
 from brickyard.base._specs import NetworkSpec
 from brickyard.base._statistics import Statistics, StrangersRecord
 
 FORMAT_VERSION = 1
 
 Form = Literal["parallel", "padded", "grouped", "union", "cascade"]
-
-
-class _UnusableError(OptionError, ValueError):
-    """Unusable values: an `OptionError` for direct callers, a validation problem within a file."""
-
-
-class Preprocessing(Frozen):
-    """How to turn raw images into a network's input.
-
-    Raw images are uint8 in 0..255 or floating point in [0, 1], of shape (batch, channels, height, width).
-    They are scaled to [0, 1], converted to `channels` and `size`, then normalised as `(x - mean) / std` per channel.
-    The default changes nothing, so a network without preprocessing takes the same input as its source. Signals
-    (batch, channels, length) and cubes (batch, channels, depth, height, width) are only normalised: floating-point
-    ones are in any unit, in which `mean` and `std` are too.
-
-    Attributes:
-        size: Height and width of the network's input, or None to keep the size.
-        fit: How an image is brought to `size`: "resize" (its sides are scaled independently), "crop" (it is scaled to
-            cover `size / crop`, and the middle is taken), or "pad" (zeros around a smaller image; a larger one is
-            resized).
-        crop: With fit="crop" or "resize", the share of the scaled image's sides that is taken: 224 / 256 = 0.875 in
-            the usual evaluation on ImageNet.
-        interpolation: "bilinear" or "bicubic".
-        antialias: Whether a larger image is smoothed while it is scaled down, as PIL does and torchvision by default.
-        channels: 1 or 3, or None to keep the channels. Grey becomes colour by repetition; colour becomes grey by
-            the luma weights of ITU-R BT.601.
-        mean: Per-channel mean, in [0, 1] units, or None for no normalisation.
-        std: Per-channel standard deviation, in [0, 1] units; needs `mean`.
-        unknown: Whether the source was located on images that something else had prepared: neither uint8 nor in
-            [0, 1]. Pictures cannot be brought into that form, and are refused.
-
-    Example:
-        >>> from brickyard import Preprocessing
-        >>> Preprocessing(size=(32, 32), channels=3, mean=(0.5,), std=(0.25,)).size
-        (32, 32)
-    """
-
-    size: tuple[Annotated[int, Field(ge=1, le=16384)], Annotated[int, Field(ge=1, le=16384)]] | None = None
-    fit: Literal["resize", "crop", "pad"] = "resize"
-    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    antialias: bool = True
-    channels: Literal[1, 3] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    unknown: bool = False
-
-    def __init__(self, **values: Any) -> None:
-        """See the class.
-
-        Raises:
-            OptionError: A value cannot be used; the message names it.
-        """
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            place = error.errors(include_url=False, include_input=False)[0]["loc"]
-            given = f": {place[0]!s}={values[str(place[0])]!r:.60}" if place and str(place[0]) in values else ""
-            problem = first_problem(error).removeprefix("Value error, ")
-            known = ", ".join(type(self).model_fields)
-            raise _UnusableError(
-                "option-preprocessing",
-                f"preprocessing{given} cannot be used: {problem}; its options are {known}, for "
-                "example size=(32, 32), mean=(0.5,), std=(0.25,)",
-            ) from None
-
-    @classmethod
-    def from_transforms(cls, transforms: Any) -> Preprocessing:
-        """Read torchvision's transforms: Resize, CenterCrop, Grayscale, Normalize and conversions, in either version.
-
-        Raises:
-            OptionError: There is one that cannot be read, such as those that are drawn at random.
-
-        Example:
-            >>> from torchvision import transforms as T
-            >>> from brickyard import Preprocessing
-            >>> chain = T.Compose([T.Resize(256), T.CenterCrop(224), T.ToTensor(), T.Normalize([0.5], [0.25])])
-            >>> how = Preprocessing.from_transforms(chain)
-            >>> how.size, how.fit, how.crop
-            ((224, 224), 'crop', 0.875)
-        """
-        return cls(**_pipelines.readable(_pipelines.from_transforms, transforms))
-
-    @classmethod
-    def from_torchvision(cls, weights: Any) -> Preprocessing:
-        """Read what belongs to some of torchvision's weights, such as `ResNet50_Weights.DEFAULT`.
-
-        Raises:
-            OptionError: They are not those of a classifier.
-        """
-        return cls(**_pipelines.readable(_pipelines.from_torchvision, weights))
-
-    @classmethod
-    def from_timm(cls, model: Any) -> Preprocessing:
-        """Read what belongs to a model of timm, or its `pretrained_cfg`.
-
-        Raises:
-            OptionError: It has none, or one that cannot be read.
-        """
-        return cls(**_pipelines.readable(_pipelines.from_timm, model))
-
-    @classmethod
-    def from_processor(cls, processor: Any) -> Preprocessing:
-        """Read an image processor of transformers, or the content of a `preprocessor_config.json`.
-
-        Raises:
-            OptionError: It does what a `Preprocessing` cannot do, such as swapping red and blue.
-        """
-        return cls(**_pipelines.readable(_pipelines.from_processor, processor))
-
-    @property
-    def frame(self) -> tuple[Any, ...]:
-        """What says which pixels a network is shown: all but colours and normalisation."""
-        return self.size, self.fit, self.crop, self.interpolation, self.antialias
-
-    @property
-    def crops(self) -> bool:
-        """Whether the middle of a larger image is taken."""
-        return self.fit == "crop" or (self.fit == "resize" and self.crop < 1)
-
-    @model_validator(mode="after")
-    def _mean_and_std_agree(self) -> Preprocessing:
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together: give both, or neither")
-        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}: give the same count")
-        return self
 
 
 class SourceRecord(Frozen):

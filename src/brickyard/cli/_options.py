@@ -16,6 +16,7 @@ from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
 
 from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import OptionError
+from brickyard.base._preprocessing import Order, Place
 
 SOURCE_HELP = (
     "zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER_OR_ID, path/to/file.py:function, model.onnx, or a source file "
@@ -53,10 +54,26 @@ class PreprocessingOptions(TypedDict, total=False):
     """What happens to raw images, as words; see `brickyard.sources._resolve.preprocessing_of`."""
 
     size: Annotated[
-        str | None, Opt(default=None, help="Image size: 32, 32x48, crop:32 to crop, or pad:32 to pad smaller images.")
-    ]
+        str | None,
+        Opt(default=None, help="Image size: 32, 32x48, crop:32 to crop, pad:32 to pad smaller images, or letterbox:32 "
+            "to scale images by one factor and fill the rest."),
+    ]  # fmt: skip
     mean: Annotated[str | None, Opt(default=None, help="Per-channel mean, comma-separated; of pictures, in [0, 1].")]
-    std: Annotated[str | None, Opt(default=None, help="Per-channel standard deviation, comma-separated.")]
+    std: Annotated[
+        str | None, Opt(default=None, help="Per-channel standard deviation, comma-separated, such as 0.2 or 1/255.")
+    ]
+    fill: Annotated[
+        str | None,
+        Opt(
+            default=None,
+            help="Fill the space around padded and letterboxed images with this value in [0, 1], such as 114/255.",
+            unset="0",
+        ),
+    ]
+    place: Annotated[
+        Place | None, Opt(default=None, help="Choose where padded and letterboxed images lie", unset="centre")
+    ]
+    order: Annotated[Order | None, Opt(default=None, help="Choose the order of colours that the network takes")]
     no_antialias: Annotated[bool, Opt(default=False, help="Scale images down without smoothing them.")]
 
 

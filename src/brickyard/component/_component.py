@@ -349,7 +349,7 @@ def check_input(manifest: ComponentManifest) -> None:
         raise FileError(
             "file-inconsistent", f"its preprocessing makes images of {how.size}, but its network takes {tuple(size)}"
         )
-    if len(manifest.input_shape) != 3 and (how.size or how.channels):
+    if len(manifest.input_shape) != 3 and (how.size or how.channels or how.order == "bgr"):
         found = f"its preprocessing makes pictures, but its network takes {manifest.input_shape}"
         raise FileError("file-inconsistent", found)
     made = channels * math.prod(side / how.crop for side in how.size or ())
@@ -360,6 +360,9 @@ def check_input(manifest: ComponentManifest) -> None:
             "file-inconsistent",
             f"its preprocessing makes images of {how.channels} channels, but its network takes {channels}",
         )
+    if how.order == "bgr" and channels != 3:
+        found = f"its preprocessing reverses red, green and blue, but its network takes {channels} channels"
+        raise FileError("file-inconsistent", found)
     if how.mean is not None and len(how.mean) not in (1, channels):
         raise FileError(
             "file-inconsistent",

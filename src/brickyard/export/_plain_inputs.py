@@ -12,11 +12,11 @@ from brickyard.export._spelling import literal, wrapped
 from brickyard.inputs._preprocessing import LUMA, PLACES
 
 _RESAMPLING = '''
-def resampling(before, after, like, start, count):
-    """The matrix (count, before) that resamples one side of an image; its rows sum to 1."""
+def resampling(before, after, like, new):
+    """The matrix that resamples one side of an image to `after` pixels, its rows for the pixels `new`, (rows, 1)."""
     scale = torch.scalar_tensor(before, dtype=torch.float64, device=like.device) / after
     old = torch.arange({old}, dtype=torch.float64, device=like.device)[None, :] + {first}
-    new = (torch.arange(count, dtype=torch.float64, device=like.device)[:, None] + start + 0.5) * scale
+    new = (new + 0.5) * scale
     far = (old - new).abs(){reach}
 '''
 _BILINEAR = """
@@ -30,7 +30,7 @@ _BICUBIC = """
 """
 _EDGES = """
     place = (old[0] - 0.5).clamp(0, before - 1).long()  # beyond its sides an image goes on as at them
-    weight = weight.new_zeros(count, before).index_add(1, place, weight)
+    weight = weight.new_zeros(len(new), before).index_add(1, place, weight)
 """
 _ROWS = """
     return (weight / weight.sum(1, keepdim=True)).to(like.dtype)
@@ -44,7 +44,8 @@ def resized(images):
     for before, side, after, goal in zip(x.shape[2:], sides, ({height}, {width}), ({goals[0]}, {goals[1]})):
         cover = {cover}
         start = ((cover - after) / 2).round()
-        found.append(resampling(before, cover, x, start, after))
+        new = torch.arange(after, dtype=torch.float64, device=x.device)[:, None] + start
+        found.append(resampling(before, cover, x, new))
     down, across = found
     if images.dtype != torch.uint8:
         return down @ (x @ across.T)
@@ -67,7 +68,34 @@ def padded(images):
     down, right = {height} - images.shape[2], {width} - images.shape[3]
     if down < 0 or right < 0:
         return resized(images)
-    return F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))
+    return F.pad(images, {amounts}{value})
+'''
+_BRINGING = {"pad": "padded", "letterbox": "letterboxed"}
+_AMOUNTS = {
+    "centre": "(right // 2, right - right // 2, down // 2, down - down // 2)",
+    "corner": "(0, right, 0, down)",
+}
+_LETTERBOXED = '''
+def letterboxed(images):
+    """Scale images by one factor until they just fit into {height} x {width}, and place them in the {place}."""
+    if tuple(images.shape[2:]) == ({height}, {width}):
+        return images
+    x = images.double() if images.dtype == torch.uint8 else images
+    sides = [torch.scalar_tensor(side, dtype=torch.float64, device=x.device) for side in x.shape[2:]]
+    factor = torch.minimum({height} / sides[0], {width} / sides[1])
+    found, inside = [], []
+    for before, side, goal in zip(x.shape[2:], sides, ({height}, {width})):
+        cover = (side * factor + 1e-6).floor().clamp(min=1)
+        new = torch.arange(goal, dtype=torch.float64, device=x.device){start}
+        inside.append((new >= 0) & (new < cover))
+        found.append(resampling(before, cover, x, torch.minimum(new.clamp(min=0), cover - 1)[:, None]))
+    inside = inside[0][:, None] & inside[1]
+    down, across = found
+    if images.dtype != torch.uint8:
+        shown = down @ (x @ across.T)
+        return torch.where(inside, shown, torch.scalar_tensor({fill}, dtype=x.dtype, device=x.device))
+{rounded}
+    return torch.where(inside, shown, torch.scalar_tensor({byte}, dtype=torch.uint8, device=x.device))
 '''
 
 
@@ -83,11 +111,10 @@ def preprocessing_text(how: Preprocessing, dtype: torch.dtype, sides: int, name:
     prefix = name.removesuffix("preprocess")
     parts = [_body(how, dtype, sides, name)]
     if how.size is not None:
-        height, width = how.size
-        padding = [_PADDED.format(height=height, width=width)] if how.fit == "pad" else []
-        parts = [_resampling(how), _resizing(how), *padding, *parts]
+        bringing = [_letterboxing(how)] if how.fit == "letterbox" else [_resizing(how)]
+        parts = [_resampling(how), *bringing, *([_padding(how)] if how.fit == "pad" else []), *parts]
     text = "\n\n".join(part.strip("\n") + "\n" for part in parts)
-    for helper in ("resampling", "resized", "padded") if prefix else ():
+    for helper in ("resampling", "resized", "padded", "letterboxed") if prefix else ():
         text = text.replace(f"{helper}(", f"{prefix}{helper}(")
     return text
 
@@ -106,6 +133,30 @@ def _resizing(how: Preprocessing) -> str:
         factor=_FACTOR.format(goals=goals) if covers else "",
         cover=_COVERING if covers else _SQUASHED,
         rounded=_ROUNDED.format(places=PLACES) if how.antialias else _SMOOTHLESS,
+    )
+
+
+def _padding(how: Preprocessing) -> str:
+    assert how.size is not None
+    height, width = how.size
+    value = ""
+    if how.fill:
+        value = f", value={math.floor(255 * how.fill + 0.5)} if images.dtype == torch.uint8 else {how.fill!r}"
+    return _PADDED.format(height=height, width=width, amounts=_AMOUNTS[how.place], value=value)
+
+
+def _letterboxing(how: Preprocessing) -> str:
+    assert how.size is not None
+    height, width = how.size
+    rounded = _ROUNDED.format(places=PLACES) if how.antialias else _SMOOTHLESS
+    return _LETTERBOXED.format(
+        height=height,
+        width=width,
+        place="middle" if how.place == "centre" else "top left corner",
+        start=" - ((goal - cover) / 2).floor()" if how.place == "centre" else "",
+        fill=repr(how.fill),
+        byte=math.floor(255 * how.fill + 0.5),
+        rounded=rounded.replace("    return ", "    shown = "),
     )
 
 
@@ -129,7 +180,7 @@ def _body(how: Preprocessing, dtype: torch.dtype, sides: int, name: str) -> str:
     lines.append('        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")')
     lines.append("    x = images if images.dtype in (torch.uint8, torch.float64) else images.float()")
     if how.size is not None:
-        lines.append(f"    x = {'padded' if how.fit == 'pad' else 'resized'}(x)")
+        lines.append(f"    x = {_BRINGING.get(how.fit, 'resized')}(x)")
     lines += ["    if x.dtype == torch.uint8:", "        x = x.float() / 255"]
     if how.channels == 3:
         lines += ["    if x.shape[1] == 1:", "        x = x.expand(-1, 3, -1, -1)"]
@@ -137,6 +188,10 @@ def _body(how: Preprocessing, dtype: torch.dtype, sides: int, name: str) -> str:
         red, green, blue = LUMA
         lines.append("    if x.shape[1] == 3:")
         lines.append(f"        x = {red} * x[:, 0:1] + {green} * x[:, 1:2] + {blue} * x[:, 2:3]")
+    if how.order == "bgr":
+        lines.append("    if x.shape[1] != 3:")
+        lines.append('        raise ValueError(f"images must have 3 channels, got {x.shape[1]}")')
+        lines.append("    x = x.flip(1)")
     if how.mean is not None and how.std is not None:
         if len(how.mean) > 1:
             lines.append(f"    if x.shape[1] != {len(how.mean)}:")
@@ -164,11 +219,14 @@ def _told(how: Preprocessing, sides: int) -> list[str]:
             "resize": "resized and cropped" if how.crops else "resized",
             "crop": "scaled and cropped",
             "pad": "padded, or resized where they are larger,",
+            "letterbox": "letterboxed",
         }
         smooth = "with" if how.antialias else "without"
         more.append(f"{word[how.fit]} to {how.size[0]} x {how.size[1]} ({how.interpolation}, {smooth} antialiasing)")
     if how.channels is not None:
         more.append("turned into colour" if how.channels == 3 else "turned into grey")
+    if how.order == "bgr":
+        more.append("turned to BGR")
     if how.mean is not None:
         more.append("normalised")
     if how.unknown:

@@ -1,4 +1,4 @@
-"""From raw images to a network's input: scale, channels, size, normalisation.
+"""From raw images to a network's input: scale, channels, size, order, normalisation; and back for boxes.
 
 Only tensor operations that exporters can trace are used, for any batch size and, if a size is set, any image size.
 Resizing is two matrix products, one per side of the image: the weights depend only on the sizes, so no antialiasing
@@ -46,15 +46,17 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
         tensor([2., 2., 2.])
     """
     x = _known(images)
-    if x.dim() != 4 and (how.size is not None or how.channels is not None):
-        why = f"only pictures {axes_text(2, 'batch')} can be brought to a size or colours, got {tuple(x.shape)}"
-        raise DataError("data-shape", f"{why}; for {NAMES[x.dim() - 2]}, leave both out of the preprocessing")
+    if x.dim() != 4 and (how.size is not None or how.channels is not None or how.order != "rgb"):
+        why = f"only pictures {axes_text(2, 'batch')} have a size, channels and an order to set, got {tuple(x.shape)}"
+        raise DataError("data-shape", f"{why}; for {NAMES[x.dim() - 2]}, leave these out of the preprocessing")
     if how.size is not None:
         x = _to_size(x, how)
     if x.dtype == torch.uint8:
         x = x.float() / 255
     if how.channels is not None:
         x = _to_channels(x, how.channels)
+    if how.order == "bgr":
+        x = _reversed(x)
     if how.mean is not None and how.std is not None:
         x = _normalised(x, how.mean, how.std)
     return x
@@ -135,6 +137,14 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
     return red * x[:, 0:1] + green * x[:, 1:2] + blue * x[:, 2:3]
 
 
+def _reversed(x: Tensor) -> Tensor:
+    """Colour (B, 3, H, W) with blue first."""
+    if x.shape[1] != 3:
+        why = f"images with {x.shape[1]} channels have no order of red, green and blue to reverse"
+        raise DataError("data-wrong-size", f"{why}; give colour, or channels=3 or order='rgb' in the preprocessing")
+    return x.flip(1)
+
+
 def sized(picture: Tensor, how: Preprocessing) -> Tensor:
     """Bring a picture (C, H, W), uint8, to one size for all, from which `preprocess` goes on as from the picture.
 
@@ -156,8 +166,10 @@ def _goals(how: Preprocessing) -> list[int]:
 
 
 def _to_size(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
-    """Pad (B, C, H, W) to `size` where that is asked for and they are smaller, else resize them: (B, C, *size)."""
+    """Letterbox or pad (B, C, H, W) where that is asked for (and they are smaller), else resize: (B, C, *size)."""
     assert how.size is not None
+    if how.fit == "letterbox":
+        return _letterboxed(x, how.size, how)
     if how.fit != "pad":
         return _resized(x, how, margin)
     if _is_open(x):
@@ -165,7 +177,8 @@ def _to_size(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
     down, right = how.size[0] - x.shape[2], how.size[1] - x.shape[3]
     if down < 0 or right < 0:
         return _resized(x, how)
-    return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+    above, left = (down // 2, right // 2) if how.place == "centre" else (0, 0)
+    return F.pad(x, (left, right - left, above, down - above), value=_filling(x, how))
 
 
 def _is_open(x: Tensor) -> bool:
@@ -184,16 +197,69 @@ def _resized(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
     goals = _goals(how)
     if not _is_open(x) and list(x.shape[2:]) == goals == list(how.size):
         return x
-    sides = [_number(side, x) for side in (x.shape[2], x.shape[3])]
-    factor = torch.maximum(goals[0] / sides[0], goals[1] / sides[1])
+    sides = _number(x.shape[2], x), _number(x.shape[3], x)
     found = []
-    for before, after, side, goal in zip((x.shape[2], x.shape[3]), how.size, sides, goals, strict=True):
-        cover = torch.clamp((side * factor + 1e-6).floor(), min=goal) if how.fit == "crop" else factor.new_tensor(goal)
-        start, count = ((cover - after) / 2).round(), after
+    for before, after, goal, (cover, start) in zip(x.shape[2:], how.size, goals, _taken(sides, how), strict=True):
+        count = after
         if margin:
             start, count = start - round((goal - after) / 2), goal
         found.append(_resampling(before, cover, x, how, start, count))
     return _multiplied(x, found[0], found[1], how)
+
+
+def _taken(sides: tuple[Tensor, Tensor], how: Preprocessing) -> list[tuple[Tensor, Tensor]]:
+    """For height and width: how many pixels the side is scaled to, and which of them is the first that is taken.
+
+    Where something is left around the picture, that first one lies before it: it is negative.
+    """
+    assert how.size is not None
+    goals = _goals(how)
+    found = []
+    if how.fit == "letterbox":
+        factor = torch.minimum(goals[0] / sides[0], goals[1] / sides[1])
+        scaled = [(side * factor + 1e-6).floor().clamp(min=1) for side in sides]
+        return [(side, _before(side, goal, how)) for side, goal in zip(scaled, goals, strict=True)]
+    factor = torch.maximum(goals[0] / sides[0], goals[1] / sides[1])
+    for side, after, goal in zip(sides, how.size, goals, strict=True):
+        cover = torch.clamp((side * factor + 1e-6).floor(), min=goal) if how.fit == "crop" else factor.new_tensor(goal)
+        found.append((cover, ((cover - after) / 2).round()))
+    if how.fit == "pad":
+        fits = (sides[0] <= goals[0]) & (sides[1] <= goals[1])
+        padded = [(side, _before(side, goal, how)) for side, goal in zip(sides, goals, strict=True)]
+        found = [
+            (torch.where(fits, own[0], other[0]), torch.where(fits, own[1], other[1]))
+            for own, other in zip(padded, found, strict=True)
+        ]
+    return found
+
+
+def _before(side: Tensor, goal: int, how: Preprocessing) -> Tensor:
+    """The pixels before a side that lies in a longer one, as a number that is not positive."""
+    return -((goal - side) / 2).floor() if how.place == "centre" else torch.zeros_like(side)
+
+
+def _letterboxed(x: Tensor, size: tuple[int, int], how: Preprocessing) -> Tensor:
+    """Scale (B, C, H, W) by one factor until it just fits, with the filling around it: (B, C, *size).
+
+    One matrix per side scales and places, also where an exporter leaves the sides open.
+    """
+    if not _is_open(x) and tuple(x.shape[2:]) == size:
+        return x
+    found, inside = [], []
+    for before, goal, (cover, start) in zip(
+        x.shape[2:], size, _taken((_number(x.shape[2], x), _number(x.shape[3], x)), how), strict=True
+    ):
+        place = torch.arange(goal, dtype=torch.float64, device=x.device) + start
+        inside.append((place >= 0) & (place < cover))
+        found.append(_weights(before, cover, x, how, torch.minimum(place.clamp(min=0), cover - 1)[:, None]))
+    shown = _multiplied(x, found[0], found[1], how)
+    filling = torch.scalar_tensor(_filling(x, how), dtype=shown.dtype, device=x.device)
+    return torch.where(inside[0][:, None] & inside[1], shown, filling)
+
+
+def _filling(like: Tensor, how: Preprocessing) -> float:
+    """The value around images: a whole one among bytes."""
+    return math.floor(255 * how.fill + 0.5) if like.dtype == torch.uint8 else how.fill
 
 
 def _multiplied(x: Tensor, down: Tensor, across: Tensor, how: Preprocessing) -> Tensor:
@@ -224,9 +290,14 @@ def _from_any_size(x: Tensor, size: tuple[int, int], how: Preprocessing) -> Tens
     height, width = x.shape[2], x.shape[3]
     across, down = (_resampling(*sides, x, how) for sides in ((width, size[1]), (height, size[0])))
     fits = (_number(height, x) <= size[0]) & (_number(width, x) <= size[1])
-    across = torch.where(fits, _padding(width, size[1], across), across)
-    down = torch.where(fits, _padding(height, size[0], down), down)
-    return _multiplied(x, down, across, how)
+    padding = _padding(width, size[1], across, how), _padding(height, size[0], down, how)
+    across, down = torch.where(fits, padding[0], across), torch.where(fits, padding[1], down)
+    shown = _multiplied(x, down, across, how)
+    if not how.fill:
+        return shown
+    filling = torch.scalar_tensor(_filling(x, how), dtype=shown.dtype, device=x.device)
+    inside = (padding[1].sum(1) > 0)[:, None] & (padding[0].sum(1) > 0)
+    return torch.where(inside | ~fits, shown, filling)
 
 
 def _number(side: int, like: Tensor) -> Tensor:
@@ -248,19 +319,25 @@ def _resampling(
     curve of twice that half-width (Keys, 1981, with a = -0.5); rows sum to 1. Without antialiasing the half-width is
     one old pixel, the curve has a = -0.75, and the image goes on beyond its sides as at them: torch's `interpolate`.
     """
+    rows: Any = after if count is None else count
+    new = torch.arange(rows, dtype=torch.float64, device=like.device)[:, None] + start
+    return _weights(before, after, like, how, new)
+
+
+def _weights(before: int, after: int | Tensor, like: Tensor, how: Preprocessing, new: Tensor) -> Tensor:
+    """The rows of that matrix for the pixels `new`, (rows, 1)."""
     scale = _number(before, like) / after
     reach = scale.clamp(min=1.0) if how.antialias else torch.ones_like(scale)
     edge = 0 if how.antialias else _EDGE
-    rows: Any = after if count is None else count
     old = torch.arange(before + 2 * edge, dtype=torch.float64, device=like.device)[None, :] + 0.5 - edge
-    new = (torch.arange(rows, dtype=torch.float64, device=like.device)[:, None] + start + 0.5) * scale
+    new = (new + 0.5) * scale
     far = (old - new).abs() / reach
     weight = (
         (1 - far).clamp(min=0) if how.interpolation == "bilinear" else _cubic(far, -0.5 if how.antialias else -0.75)
     )
     if edge:
         place = (old[0] - 0.5).clamp(0, before - 1).long()
-        weight = weight.new_zeros(rows, before).index_add(1, place, weight)
+        weight = weight.new_zeros(len(new), before).index_add(1, place, weight)
     weight = weight / weight.sum(1, keepdim=True)
     return weight if like.dtype == torch.uint8 else weight.to(like.dtype)
 
@@ -271,9 +348,9 @@ def _cubic(far: Tensor, a: float) -> Tensor:
     return torch.where(far <= 1, near, torch.where(far < 2, wide, 0.0))
 
 
-def _padding(before: int, after: int, like: Tensor) -> Tensor:
-    """The matrix (after, before) that centres one side in a longer one."""
-    start = ((after - _number(before, like)) / 2).floor()
+def _padding(before: int, after: int, like: Tensor, how: Preprocessing) -> Tensor:
+    """The matrix (after, before) that places one side in a longer one."""
+    start = -_before(_number(before, like), after, how)
     old = torch.arange(before, dtype=torch.float64, device=like.device)[None, :]
     new = torch.arange(after, dtype=torch.float64, device=like.device)[:, None]
     return (old + start == new).to(like.dtype)
@@ -288,3 +365,68 @@ def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> T
     ones = [1] * (x.dim() - 2)
     shift, scale = (torch.tensor(v, dtype=x.dtype, device=x.device).reshape(1, -1, *ones) for v in (mean, std))
     return (x - shift) / scale
+
+
+# -- boxes -------------------------------------------------------------------------------------------------
+
+
+def to_picture(boxes: Tensor, sides: tuple[int, int], how: Preprocessing) -> Tensor:
+    """Map boxes from a network's input to the picture that it was made of.
+
+    Pixels have an extent: the left side of the first pixel is 0, the right side of the last one is the picture's width.
+    Boxes are not cut off at the picture's sides. Scaled sides are whole pixels, so the two sides of a letterboxed
+    picture may have slightly different factors; both are exact here.
+
+    Args:
+        boxes: (..., 4), floating point: left, top, right, bottom in pixels of the network's input.
+        sides: Height and width of the picture.
+        how: The preprocessing between them.
+
+    Returns:
+        (..., 4), of the type of `boxes`: the same in pixels of the picture.
+
+    Raises:
+        DataError: The boxes have another shape or type, or the picture has no pixels.
+
+    Example:
+        >>> import torch
+        >>> from brickyard import Preprocessing
+        >>> how = Preprocessing(size=(416, 416), fit="letterbox")  # a picture of 832 x 640 becomes 416 x 320 at (0, 48)
+        >>> to_picture(torch.tensor([48.0, 0.0, 368.0, 416.0]), (832, 640), how)
+        tensor([  0.,   0., 640., 832.])
+    """
+    scale, shift = _mapping(boxes, sides, how)
+    return ((boxes.double() + shift) * scale).to(boxes.dtype)
+
+
+def to_input(boxes: Tensor, sides: tuple[int, int], how: Preprocessing) -> Tensor:
+    """Map boxes from a picture to the network's input that is made of it: the inverse of `to_picture`.
+
+    Example:
+        >>> import torch
+        >>> from brickyard import Preprocessing
+        >>> how = Preprocessing(size=(416, 416), fit="letterbox", place="corner")
+        >>> to_input(torch.tensor([0.0, 0.0, 640.0, 832.0]), (832, 640), how)
+        tensor([  0.,   0., 320., 416.])
+    """
+    scale, shift = _mapping(boxes, sides, how)
+    return (boxes.double() / scale - shift).to(boxes.dtype)
+
+
+def _mapping(boxes: Tensor, sides: tuple[int, int], how: Preprocessing) -> tuple[Tensor, Tensor]:
+    """What boxes of an input are multiplied by once they are shifted, (4,) each in float64."""
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
+        given = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
+        raise DataError("data-type", f"boxes must be a floating-point torch.Tensor, got {given}; convert them")
+    if boxes.dim() == 0 or boxes.shape[-1] != 4:
+        why = f"boxes must be (..., 4), of left, top, right and bottom, got {tuple(boxes.shape)}"
+        raise DataError("data-shape", f"{why}; bring them to that form")
+    if len(sides) != 2 or any(isinstance(side, int) and side < 1 for side in sides):
+        raise DataError("data-shape", f"a picture's sides must be its height and width in pixels, got {sides}")
+    old = _number(sides[0], boxes), _number(sides[1], boxes)
+    if how.size is None:
+        return torch.ones_like(old[0]), torch.zeros_like(old[0])
+    taken = _taken(old, how)
+    down, across = (side / cover for side, (cover, _) in zip(old, taken, strict=True))
+    (_, above), (_, left) = taken
+    return torch.stack([across, down, across, down]), torch.stack([left, above, left, above])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model
 
@@ -15,6 +15,7 @@ from brickyard.base._declare import Opt, flat
 from brickyard.base._frozen import Frozen
 from brickyard.base._messages import near
 from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions, TrainingOptions
+from brickyard.base._preprocessing import Fit, Order, Place
 from brickyard.base._records import Preprocessing
 
 VERSION = 1
@@ -88,10 +89,13 @@ class PreprocessingRecipe(Section):
     """What is done to raw images; what is left out stays as the source has it."""
 
     size: Annotated[tuple[Side, Side], BeforeValidator(_size)] | None = None
-    fit: Literal["resize", "crop", "pad"] | None = None
+    fit: Fit | None = None
     antialias: bool | None = None
     mean: Numbers | None = None
     std: Numbers | None = None
+    fill: Annotated[float, Field(ge=0, le=1)] | None = None
+    place: Place | None = None
+    order: Order | None = None
 
     def value(self) -> Preprocessing:
         """The same as the library's own value."""

@@ -165,9 +165,11 @@ def _slug(name: str) -> str:
 def _size(parts: Sequence[ComponentManifest]) -> str:
     """Describe the resizing of images if all parts do the same; "" otherwise, or if there is none."""
     how = parts[0].preprocessing
-    if how.size is None or len({(part.preprocessing.size, part.preprocessing.channels) for part in parts}) > 1:
+    ways = [part.preprocessing for part in parts]
+    if how.size is None or len({(way.size, way.channels, way.fit == "letterbox") for way in ways}) > 1:
         return ""
-    return f"{how.size[0]}x{how.size[1]}{ {1: ' greyscale', 3: ' colour'}.get(how.channels or 0, '') }"
+    done = "letterboxed" if how.fit == "letterbox" else "converted"
+    return f"{done} to {how.size[0]}x{how.size[1]}{ {1: ' greyscale', 3: ' colour'}.get(how.channels or 0, '') }"
 
 
 def _described(part: ComponentManifest, name: str) -> tuple[str, ComponentManifest, str, dict[str, str]]:

@@ -67,14 +67,18 @@ def _preprocessing(how: Preprocessing) -> str:
     words = []
     if how.size is not None:
         ways = {
-            how.fit: True,
+            "letterboxed" if how.fit == "letterbox" else how.fit: True,
             f"{how.crop:.3g} of the side": how.crops and how.crop < 1,
             how.interpolation: how.interpolation != "bilinear",
             "not antialiased": not how.antialias,
+            f"filled with {how.fill:.3g}": how.fills and how.fill > 0,
+            "in the top left corner": how.fills and how.place == "corner",
         }
         words.append(f"{how.size[0]}x{how.size[1]} ({', '.join(way for way, told in ways.items() if told)})")
     if how.channels is not None:
         words.append("greyscale" if how.channels == 1 else "colour")
+    if how.order == "bgr":
+        words.append("BGR")
     if how.mean is not None and how.std is not None:
         mean, std = (" ".join(f"{value:.3g}" for value in values[:8]) for values in (how.mean, how.std))
         words.append(f"mean {mean}, std {std}")

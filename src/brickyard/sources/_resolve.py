@@ -49,31 +49,61 @@ def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
 
 
 def preprocessing_of(
-    *, size: str | None = None, mean: str | None = None, std: str | None = None, no_antialias: bool = False
+    *,
+    size: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    fill: str | None = None,
+    place: str | None = None,
+    order: str | None = None,
+    no_antialias: bool = False,
 ) -> Preprocessing | None:
     """What the options say of the preprocessing, or None where none was given; `source_of` adds the rest."""
     from brickyard.base._records import Preprocessing
 
-    if mean is None and std is None and size is None and not no_antialias:
+    if all(value is None for value in (mean, std, size, fill, place, order)) and not no_antialias:
         return None
     values: dict[str, Any] = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
+    if fill is not None:
+        values["fill"] = _number(fill, "--fill")
+    values |= {name: value for name, value in (("place", place), ("order", order)) if value is not None}
+    if {"fill", "place"} & values.keys() and not (size or "").startswith(("letterbox:", "pad:")):
+        asked = " and ".join(f"--{name}" for name in ("fill", "place") if name in values)
+        raise OptionError(
+            "option-conflict", f"{asked} says what is left around images; add such as --size letterbox:416 or pad:32"
+        )
     if no_antialias:
         values["antialias"] = False
     if size is not None:
-        parts = re.fullmatch(r"(?:(pad|resize|crop)?:)?([0-9]{1,9})(?:x([0-9]{1,9}))?", size)
+        parts = re.fullmatch(r"(?:(pad|resize|crop|letterbox)?:)?([0-9]{1,9})(?:x([0-9]{1,9}))?", size)
         if parts is None:
-            raise OptionError("option-syntax", f"--size must be given as 32, 32x48, crop:32 or pad:32, got {size!r}")
+            raise OptionError(
+                "option-syntax", f"--size must be given as 32, 32x48, crop:32, pad:32 or letterbox:32, got {size!r}"
+            )
         values |= {"size": (int(parts[2]), int(parts[3] or parts[2])), "fit": parts[1] or "resize", "crop": 1.0}
     return Preprocessing(**values)
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     try:
-        return None if text is None else tuple(float(item) for item in text.split(","))
-    except ValueError:
+        return None if text is None else tuple(_quotient(item) for item in text.split(","))
+    except (ValueError, ZeroDivisionError):
         raise OptionError(
-            "option-syntax", f"{option} must be comma-separated numbers such as 0.5,0.5,0.5, got {text!r}"
+            "option-syntax", f"{option} must be comma-separated numbers such as 0.5,0.5,0.5 or 1/255, got {text!r}"
         ) from None
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return _quotient(text)
+    except (ValueError, ZeroDivisionError):
+        raise OptionError("option-syntax", f"{option} must be a number such as 0.5 or 114/255, got {text!r}") from None
+
+
+def _quotient(text: str) -> float:
+    """A number, or one divided by another."""
+    over, slash, under = text.partition("/")
+    return float(over) / float(under) if slash else float(over)
 
 
 def source_of(
@@ -111,8 +141,7 @@ def source_of(
     if how is not None:
         try:
             own = load().preprocessing
-            given = how.model_dump(exclude_none=True, exclude_unset=True)
-            how = own.model_copy(update=given)
+            how = own.changed(how.model_dump(exclude_none=True, exclude_unset=True))
         except OptionError as error:
             whole = how.size is not None and how.mean is not None  # nothing of its own is needed
             if error.code != "option-source-size" and not (whole and error.code == "option-preprocessing"):
@@ -120,7 +149,7 @@ def source_of(
     source = load(preprocessing=how)
     if how is not None and how.channels is None and is_picture(source.input_shape) and source.input_shape[0] in (1, 3):
         channels = source.input_shape[0]
-        source = replace(source, preprocessing=how.model_copy(update={"channels": channels}))
+        source = replace(source, preprocessing=how.changed({"channels": channels}))
     return source
 
 

@@ -154,5 +154,6 @@ def _preprocessing(library: Any, place: str, config: Any) -> Preprocessing:
                 f"hf:{place} takes images of one channel, and its image processor has a mean and std for three: give "
                 "--size, --mean and --std",
             )
-        how = how.model_copy(update={"channels": 1, **{key: tuple(values) or None for key, values in numbers.items()}})
+        given = {key: tuple(values) or None for key, values in numbers.items()}
+        how = how.model_copy(update={"channels": 1, "order": "rgb", **given})  # grey is the same in either order
     return how

@@ -14,6 +14,7 @@ from brickyard.base._declare import Opt, declared, verb
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._messages import first_line
 from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
+from brickyard.base._preprocessing import Order
 from brickyard.base._records import Preprocessing
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._augment import shifted_and_mirrored
@@ -135,9 +136,10 @@ class Trained:
         )
 
 
-def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and the standard deviation of each channel."""
+def _mean_and_std(images: Tensor, order: Order) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the standard deviation of each channel, in a network's order."""
     values = preprocess(images, Preprocessing()).double().transpose(0, 1).flatten(1)
+    values = values.flip(0) if order == "bgr" else values
     return tuple(values.mean(1).tolist()), tuple((values.std(1) + 1e-6).tolist())
 
 
@@ -176,7 +178,7 @@ def train_source(
     channels, side = shape.setdefault("channels", images.shape[0]), given.size or (32, 32)
     if "size" in zoo.entry(name).defaults:
         shape.setdefault("size", side[0])
-    mean, std = (given.mean, given.std) if given.mean is not None else _mean_and_std(images.images)
+    mean, std = (given.mean, given.std) if given.mean is not None else _mean_and_std(images.images, given.order)
     how = Preprocessing(
         **given.model_dump(exclude={"size", "channels", "mean", "std"}),
         size=side,

@@ -16,7 +16,7 @@ from brickyard.base._errors import DataError
 from brickyard.base._records import ComponentManifest, Preprocessing
 from brickyard.base._sides import NAMES, by_sides, is_picture
 from brickyard.inputs._decoding import decode_image
-from brickyard.inputs._preprocessing import preprocess
+from brickyard.inputs._preprocessing import preprocess, sized
 from brickyard.inputs._reading import SUFFIXES
 from brickyard.workbench._limits import Limits
 
@@ -154,10 +154,21 @@ def fitted(picture: Tensor, parts: Sequence[ComponentManifest]) -> Tensor:
 
 
 def stacked(pictures: Sequence[Tensor], parts: Sequence[ComponentManifest]) -> Tensor:
-    """Pictures as one batch: as they are where all have one shape, else at the size of the largest part."""
+    """Pictures as one batch: as they are where all have one shape, else as all parts take them, or at one size.
+
+    Raises:
+        DataError: A part letterboxes pictures, and others do not take them in the same way.
+    """
     found = [fitted(picture, parts) for picture in pictures]
     if len({(picture.shape, picture.dtype) for picture in found}) == 1:
         return torch.stack(found)
+    letterboxing = [part for part in parts if part.preprocessing.size and part.preprocessing.fit == "letterbox"]
+    if letterboxing and len({part.preprocessing.frame for part in parts}) > 1:
+        why = f"the brick of {letterboxing[0].source.name!r} letterboxes pictures, and others take them in another way"
+        raise DataError("data-not-batchable", f"{why}; give pictures of one size")
+    if letterboxing:
+        most = max(map(len, found))
+        return torch.stack([sized(picture, parts[0].preprocessing).expand(most, -1, -1) for picture in found])
     how = Preprocessing(size=_largest(parts), channels=3 if any(len(p) == 3 for p in found) else 1)
     return torch.cat([preprocess(picture.unsqueeze(0), how) for picture in found])
 

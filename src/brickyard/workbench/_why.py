@@ -13,6 +13,7 @@ from brickyard.base._errors import BrickyardError, TaskError
 from brickyard.base._messages import brief, first_line
 from brickyard.base._records import AxisRecord, Preprocessing
 from brickyard.component._component import Component
+from brickyard.inputs._preprocessing import to_picture
 from brickyard.network._network import kind
 from brickyard.relevance._explain import position_map, route
 from brickyard.workbench import _pictures as pictures
@@ -82,6 +83,8 @@ def _shown(values: Tensor) -> dict[str, Any]:
 def frame(shape: tuple[int, ...], how: Preprocessing) -> list[float]:
     """Which part of a picture a network is shown: left, top, width, height, as shares of the picture's sides.
 
+    Where something is left around the picture, that reaches beyond its sides.
+
     Example:
         >>> from brickyard import Preprocessing
         >>> from brickyard.workbench._why import frame
@@ -90,16 +93,10 @@ def frame(shape: tuple[int, ...], how: Preprocessing) -> list[float]:
     """
     if how.size is None:
         return [0.0, 0.0, 1.0, 1.0]
-    shares = [1.0, 1.0]
-    if how.fit == "crop":
-        factor = max(goal / how.crop / side for goal, side in zip(how.size, shape, strict=True))
-        shares = [goal / (side * factor) for goal, side in zip(how.size, shape, strict=True)]
-    elif how.crops:
-        shares = [how.crop, how.crop]
-    elif how.fit == "pad" and all(side <= goal for goal, side in zip(how.size, shape, strict=True)):
-        shares = [goal / side for goal, side in zip(how.size, shape, strict=True)]
-    height, width = shares
-    return [(1 - width) / 2, (1 - height) / 2, width, height]
+    (height, width), (rows, columns) = shape, how.size
+    whole = torch.tensor([0, 0, columns, rows], dtype=torch.float64)
+    left, top, right, bottom = to_picture(whole, (height, width), how).tolist()
+    return [left / width, top / height, (right - left) / width, (bottom - top) / height]
 
 
 def _route(part: Component, x: Tensor, place: int) -> dict[str, Any]:

@@ -112,8 +112,9 @@ function peakText(found) {
   const flat = values.flat();
   const place = flat.indexOf(Math.max(...flat));
   const third = (share) => (share < 1 / 3 ? 0 : share < 2 / 3 ? 1 : 2);
-  const down = ["top", "middle", "bottom"][third((Math.floor(place / values[0].length) + 0.5) / values.length)];
-  const across = ["left", "centre", "right"][third(((place % values[0].length) + 0.5) / values[0].length)];
+  const [x, y, w, h] = found.frame; // shares of the picture
+  const down = ["top", "middle", "bottom"][third(y + (h * (Math.floor(place / values[0].length) + 0.5)) / values.length)];
+  const across = ["left", "centre", "right"][third(x + (w * ((place % values[0].length) + 0.5)) / values[0].length)];
   return `strongest for ${found.class} at the ${down}, ${across}`;
 }
 
