@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 from brickyard.base._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from brickyard.evaluation._average_precision import Drop as Drop
+    from brickyard.evaluation._average_precision import Precision as Precision
+    from brickyard.evaluation._average_precision import average_precision as average_precision
+    from brickyard.evaluation._average_precision import paired_drop as paired_drop
     from brickyard.evaluation._faithfulness import Faithfulness as Faithfulness
     from brickyard.evaluation._faithfulness import faithfulness as faithfulness
     from brickyard.evaluation._probe import Probe as Probe
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "evaluation._average_precision": "Drop Precision average_precision paired_drop",
         "evaluation._faithfulness": "Faithfulness faithfulness",
         "evaluation._probe": "Probe Score features h_score log_evidence probe",
         "evaluation._scores": "Row Scores",

@@ -96,7 +96,7 @@ def read_parquet(files: Sequence[Path], wanted: Wanted) -> Found:
     if shard and int(shard["count"]) > 1 and len(files) == 1:
         note(f"{files[0].name} is one of {int(shard['count'])} shards; name its folder to read all of them")
     name = path_title(files[0].with_name(shard["split"] + ".parquet") if shard and len(files) > 1 else files[0])
-    return _found([_Parquet(file) for file in files], name, wanted, None)
+    return _found([ParquetFile(file) for file in files], name, wanted, None)
 
 
 # -- folders that `datasets` saved -------------------------------------------------------------------------------
@@ -154,9 +154,13 @@ def read_saved(files: Sequence[Path], wanted: Wanted) -> Found:
         DataError: A file is damaged, or has no columns of images and labels.
     """
     package("pyarrow", "parquet", str(files[0]))
-    info = files[0].with_name("dataset_info.json")
-    names = _json(info) if info.is_file() else {}
-    return _found([_Arrow(file) for file in files], files[0].parent.name, wanted, names.get("features"))
+    return _found([ArrowFile(file) for file in files], files[0].parent.name, wanted, features_beside(files[0]))
+
+
+def features_beside(file: Path) -> Any:
+    """What the folder of a saved split says of its columns, or None."""
+    info = file.with_name("dataset_info.json")
+    return _json(info).get("features") if info.is_file() else None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -216,7 +220,7 @@ class _Open:
     batches: Callable[[list[str], Callable[[range], bool]], Iterator[tuple[int, Any]]]
 
 
-class _File:
+class ColumnFile:
     """A file with columns, opened anew for every pass over it."""
 
     kind = ""
@@ -258,10 +262,10 @@ class _File:
         """The names of the columns of images and of labels, and the class names where the file has them."""
         with self.open() as found:
             image, label = image_and_label(found.columns, str(self.path))
-            return image, label, _names(_features(found.metadata), label)
+            return image, label, _names(features_of(found.metadata), label)
 
 
-class _Parquet(_File):
+class ParquetFile(ColumnFile):
     kind = "parquet"
 
     @contextmanager
@@ -292,7 +296,7 @@ def _rows_at_once(group: Any, columns: list[str]) -> int:
     return max(1, min(_ROWS, _UNPACKED // max(1, int(size))))
 
 
-class _Arrow(_File):
+class ArrowFile(ColumnFile):
     kind = "Arrow"
 
     @contextmanager
@@ -321,7 +325,7 @@ def _pieces(batches: Iterable[Any], columns: list[str], wanted: Callable[[range]
         start += batch.num_rows
 
 
-def _found(files: list[_File], name: str, wanted: Wanted, features: Any) -> Found:
+def _found(files: list[ColumnFile], name: str, wanted: Wanted, features: Any) -> Found:
     """Read the labels of all files; pictures stay where they are."""
     kinds = [file.columns() for file in files]
     image, label, names = kinds[0]
@@ -339,7 +343,7 @@ def _found(files: list[_File], name: str, wanted: Wanted, features: Any) -> Foun
             lengths.append(len(values) - start)
     place = f"{files[0].path}: column {label!r}"
     labels, classes = labels_in(values, place, names or _names(features, label), wanted)
-    column = _Column(files, lengths, image)
+    column = Column(files, lengths, image)
     if len(column) and any(isinstance(value, list) for value, _ in column.fetch([0])):
         return Found(
             labels, classes, name, Rows(read_lists(column.fetch(range(len(column))), wanted, str(files[0].path)))
@@ -347,12 +351,20 @@ def _found(files: list[_File], name: str, wanted: Wanted, features: Any) -> Foun
     return Found(labels, classes, name, Pictures(Reader(column, wanted.size, str(files[0].path))))
 
 
-class _Column:
-    """The pictures in a column of several files."""
+class Column:
+    """The pictures in a column of several files.
 
-    def __init__(self, files: Sequence[_File], lengths: Sequence[int], name: str) -> None:
+    Args:
+        files: The files.
+        lengths: How many rows each has.
+        name: The column.
+        strict: Whether a row without an encoded picture is an error; else it counts as a picture that is damaged.
+    """
+
+    def __init__(self, files: Sequence[ColumnFile], lengths: Sequence[int], name: str, strict: bool = True) -> None:
         self.files = files
         self.name = name
+        self.strict = strict
         self.starts = list(itertools.accumulate(lengths, initial=0))
 
     def __len__(self) -> int:
@@ -377,10 +389,12 @@ class _Column:
         for file, first, stop in zip(self.files, self.starts, self.starts[1:], strict=False):
             mine = indices[bisect_left(indices, first) : bisect_left(indices, stop)]
             if mine:
-                yield from _pictures_of(file, self.name, [index - first for index in mine], first)
+                yield from _pictures_of(file, self.name, [index - first for index in mine], first, self.strict)
 
 
-def _pictures_of(file: _File, column: str, rows: Sequence[int], first: int) -> Iterator[tuple[int, Encoded]]:
+def _pictures_of(
+    file: ColumnFile, column: str, rows: Sequence[int], first: int, strict: bool
+) -> Iterator[tuple[int, Encoded]]:
     """The pictures in some rows of a file, whose first row is number `first` of all."""
 
     def wanted(some: range) -> bool:
@@ -390,11 +404,13 @@ def _pictures_of(file: _File, column: str, rows: Sequence[int], first: int) -> I
         for start, batch in found.batches([column], wanted):
             values = batch.column(0)
             for row in rows[bisect_left(rows, start) : bisect_left(rows, start + len(values))]:
-                yield first + row, _content(values[row - start].as_py(), file.path, first + row)
+                yield first + row, _content(values[row - start].as_py(), file.path, first + row, strict)
 
 
-def _content(value: Any, path: Path, index: int) -> Encoded:
+def _content(value: Any, path: Path, index: int, strict: bool) -> Encoded:
     found = value.get("bytes") if isinstance(value, dict) else value
+    if not strict:
+        return io.BytesIO(found if isinstance(found, bytes) else b""), f"{path}, image {index}"
     if isinstance(found, list):
         return found, f"{path}, row {index}"
     if value is None or (isinstance(value, dict) and not any(value.values())):
@@ -405,7 +421,8 @@ def _content(value: Any, path: Path, index: int) -> Encoded:
     return io.BytesIO(found), f"{path}, image {index}"
 
 
-def _features(metadata: dict[bytes, bytes] | None) -> Any:
+def features_of(metadata: dict[bytes, bytes] | None) -> Any:
+    """What a file that the Hugging Face library wrote says of its columns, or None."""
     try:
         return foreign_json((metadata or {})[b"huggingface"].decode())["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from brickyard.base._messages import first_line
 from brickyard.base._sides import NAMES, axes_text, by_sides, is_picture
 from brickyard.inputs._preprocessing import check_images
 
+_ORIENTATION = 274  # tag of EXIF
+QUARTERS = (5, 6, 7, 8)  # orientations that exchange height and width
 _PHOTOMETRIC = 262  # tag of a TIFF that says what its numbers mean
 MAX_PIXELS = 80_000_000  # per picture; its header is checked before anything is decoded
 MAX_SIDE = 65_535  # of height or width: resizing builds a matrix from the longer one
@@ -44,6 +46,41 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
         >>> decode_image(Image.new("RGBA", (4, 2))).shape
         torch.Size([3, 2, 4])
     """
+    with _opened(source, name) as image:
+        image.load()
+        array = _pixels(image)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def image_sides(source: Any, name: str | None = None) -> tuple[int, int, int]:
+    """Height and width of what `decode_image` makes of a picture, and its EXIF orientation (1 to 8).
+
+    Only the header is read, unless the picture is rotated and no JPEG.
+
+    Raises:
+        DataError: As for `decode_image`, as far as the header shows it.
+
+    Example:
+        >>> from PIL import Image
+        >>> from brickyard.inputs._decoding import image_sides
+        >>> image_sides(Image.new("RGB", (4, 2)))
+        (2, 4, 1)
+    """
+    with _opened(source, name) as image:
+        turned = image.getexif().get(_ORIENTATION, 1)
+        width, height = image.size
+        if turned not in range(2, 9):
+            return height, width, 1
+        if image.format != "JPEG":  # others may have been rotated by their decoder
+            width, height = ImageOps.exif_transpose(image).size
+        elif turned in QUARTERS:
+            width, height = height, width
+        return height, width, int(turned)
+
+
+@contextlib.contextmanager
+def _opened(source: Any, name: str | None) -> Iterator[Image.Image]:
+    """A picture that is open, and within the limits by its header; whatever a decoder raises becomes one error."""
     name = name or str(getattr(source, "filename", None) or source)
     try:
         if isinstance(source, str | Path) and Path(source).exists() and not Path(source).is_file():
@@ -56,8 +93,7 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
                 width, height = image.size
                 if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                     raise _too_large(name, f"{width} x {height} pixels")
-                image.load()
-                array = _pixels(image)
+                yield image
     except DataError:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, where it is lower
@@ -67,7 +103,6 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
             error = ValueError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
         why = f"cannot read image {name}: {first_line(error)}"
         raise DataError("data-unreadable-image", f"{why}; repair it, or leave it out") from None
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
 def _too_large(name: str, found: str) -> DataError:

@@ -13,7 +13,7 @@ from brickyard.base._messages import first_line, told
 from brickyard.inputs._listings import PATHS, Listing, is_header, listed_files, located, plain, read_listing
 from brickyard.inputs._reading import MAX_TEXT, Found, Wanted, examples, quietly
 
-_COCO = {"images", "annotations", "categories"}
+COCO = {"images", "annotations", "categories"}
 
 
 def read_json(path: Path, wanted: Wanted) -> Found:
@@ -54,8 +54,8 @@ def _first(row: Mapping[str, Any]) -> str:
 
 def _listing(path: Path, wanted: Wanted) -> tuple[Listing, list[str] | None]:
     """What a file lists, and the names of classes where labels are indices into them."""
-    found = _content(path)
-    if isinstance(found, dict) and set(found) >= _COCO:
+    found = json_content(path)
+    if isinstance(found, dict) and set(found) >= COCO:
         return _coco(path, found, wanted.several)
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
     if not rows or len(rows) != len(found):
@@ -70,8 +70,12 @@ def _listing(path: Path, wanted: Wanted) -> tuple[Listing, list[str] | None]:
     return Listing(path, columns, [[row.get(column) for column in columns] for row in rows]), None
 
 
-def _content(path: Path) -> Any:
-    """The whole file as one value; JSON lines as a list."""
+def json_content(path: Path) -> Any:
+    """The whole file as one value; JSON lines as a list.
+
+    Raises:
+        DataError: It is too large, or no JSON.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_TEXT:
@@ -100,7 +104,7 @@ def _lines(text: str) -> list[Any]:
 
 def _coco(path: Path, found: Mapping[str, Any], several: bool) -> tuple[Listing, list[str]]:
     """COCO annotations as labels: every image must have annotations of one category, unless it may have several."""
-    images, categories = _by_id(path, found, "images"), _by_id(path, found, "categories")
+    images, categories = by_id(path, found, "images"), by_id(path, found, "categories")
     names = {number: str(categories[number].get("name", number)) for number in sorted(categories)}
     each: dict[int, set[int]] = {number: set() for number in images}
     annotations = found["annotations"]
@@ -125,7 +129,12 @@ def _coco(path: Path, found: Mapping[str, Any], several: bool) -> tuple[Listing,
     return Listing(path, ("path", "label"), rows), list(names.values())
 
 
-def _by_id(path: Path, found: Mapping[str, Any], key: str) -> dict[int, Mapping[str, Any]]:
+def by_id(path: Path, found: Mapping[str, Any], key: str) -> dict[int, Mapping[str, Any]]:
+    """The images or categories of COCO annotations, by their ids.
+
+    Raises:
+        DataError: One has no id of its own.
+    """
     items: Sequence[Any] = found[key] if isinstance(found[key], list) else []
     known: dict[int, Mapping[str, Any]] = {}
     for item in items:

@@ -222,7 +222,7 @@ def _parts(listing: Listing, texts: Sequence[str]) -> list[str] | None:
 # -- where the pictures lie ----------------------------------------------------------------------------------------
 
 
-class _Folders:
+class Folders:
     """What lies in folders, each looked at once."""
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ class _Folders:
 
 def located(path: Path, texts: Sequence[str], split: str) -> list[Path | None]:
     """The pictures that a list names: from its own folder, or from a usual one beside it if more are there."""
-    folders = _Folders()
+    folders = Folders()
     steps = max(1, len(texts) // _PROBES)
     probes = texts[::steps]
     bases = _bases(path, split)
@@ -266,7 +266,7 @@ def located(path: Path, texts: Sequence[str], split: str) -> list[Path | None]:
     return found
 
 
-def _find(folders: _Folders, base: Path, text: str) -> Path | None:
+def _find(folders: Folders, base: Path, text: str) -> Path | None:
     found = folders.find(base / text)
     if found is None and "\\" in text:
         found = folders.find(base / text.replace("\\", "/"))
