@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from brickyard._files import load as load
     from brickyard.assembly._assemble import assemble as assemble
     from brickyard.assembly._assembly import Assembly as Assembly
+    from brickyard.base._boxes import Boxes as Boxes
     from brickyard.base._errors import BrickyardError as BrickyardError
     from brickyard.base._errors import BrickyardWarning as BrickyardWarning
     from brickyard.base._options import Budget as Budget
@@ -33,6 +34,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "_files": "load",
         "assembly._assemble": "assemble",
         "assembly._assembly": "Assembly",
+        "base._boxes": "Boxes",
         "base._errors": "BrickyardError BrickyardWarning",
         "base._options": "Budget Thresholds",
         "base._records": "Preprocessing",

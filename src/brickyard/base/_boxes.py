@@ -41,7 +41,7 @@ class Boxes(Frozen):
         outputs_first: Whether the tensor is (batch, outputs, places).
 
     Example:
-        >>> from brickyard.base._boxes import Boxes
+        >>> from brickyard import Boxes
         >>> Boxes.named("yolox").sized(85).classes
         80
     """

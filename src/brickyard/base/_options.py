@@ -365,6 +365,19 @@ class LocateOptions(TypedDict, total=False):
     resume: Resume
 
 
+class DetectOptions(TypedDict, total=False):
+    """Options of a detector's answers."""
+
+    score: Annotated[float, Opt(default=0.25, least=0, most=1, help="Show boxes with a score above this.")]
+    iou: Annotated[
+        float,
+        Opt(default=0.5, least=0, most=1,
+            help="Of boxes of one class that overlap by more (intersection over union), show the surest alone."),
+    ]  # fmt: skip
+    most: Annotated[int, Opt(default=300, least=1, help="Show at most this many boxes of an image, the surest.")]
+    batch_size: BatchSize
+
+
 class DisassembleOptions(TypedDict, total=False):
     """Options of `brickyard.disassemble`."""
 

@@ -176,7 +176,7 @@ class Predictor(Shown):
         Raises:
             DataError: The images cannot be used.
         """
-        found = self._read(images, batch_size, lambda logits: self.outputs.probabilities(logits).cpu())
+        found = self._read(images, batch_size, lambda sides, logits: self.outputs.probabilities(logits).cpu())
         return torch.cat(found) if found else torch.zeros(0, len(self.classes_), dtype=torch.float64)
 
     def predict(self, images: Any, batch_size: int = 64, *, strangers: Strangers = "reject") -> list[Any]:
@@ -201,7 +201,8 @@ class Predictor(Shown):
         found = self._read(images, batch_size, self._named)
         return [answer for batch in found for answer in batch]
 
-    def _named(self, logits: Tensor) -> list[Any]:
+    def _named(self, sides: tuple[int, ...], logits: Tensor) -> list[Any]:
+        """The answers to raw images of some sides."""
         return self.outputs.named(logits, (*self.classes, REJECT))
 
     def strangeness(self, images: Any, batch_size: int = 64) -> Tensor:
@@ -233,14 +234,14 @@ class Predictor(Shown):
             DataError: The images cannot be used.
         """
         if not self.stranger_limits:
-            found = self._read(images, batch_size, lambda logits: self._judgement(logits, None))
+            found = self._read(images, batch_size, lambda sides, logits: self._judgement(sides, logits, None))
         else:
             found = self._read(images, batch_size, self._judgement, self.judged)
         return Judgement.of(found, len(self.classes_))
 
-    def _judgement(self, logits: Tensor, strange: Tensor | None) -> Judgement:
+    def _judgement(self, sides: tuple[int, ...], logits: Tensor, strange: Tensor | None) -> Judgement:
         """What logits and strangeness to each part, where that is known, say of a batch."""
-        chances, answers = self.outputs.probabilities(logits).cpu(), self._named(logits)
+        chances, answers = self.outputs.probabilities(logits).cpu(), self._named(sides, logits)
         sure = torch.zeros(len(logits), dtype=torch.bool)
         if strange is None:
             return Judgement(chances, torch.full((len(logits),), torch.nan, dtype=torch.float64), tuple(answers), sure)
@@ -256,7 +257,7 @@ class Predictor(Shown):
     def _read(
         self, images: Any, batch_size: int, how: Callable[..., ResultT], run: Callable[[Tensor], Any] | None = None
     ) -> list[ResultT]:
-        """Apply `how` to each batch's logits in float64, or to what `run` returns of it."""
+        """Apply `how` to the sides of each batch's images and its logits in float64, or what `run` returns of it."""
         batch_size = whole("batch_size", batch_size)
         if any(value.is_meta for value in self.parameters()):
             raise DataError(
@@ -266,8 +267,12 @@ class Predictor(Shown):
             batches = read_images(images, batch_size, self.input_shape)
             for batch, one in itertools.product(batches, self.preprocessings):
                 check_raw(batch, one, "the images")
-            found = (run_images(run or self.logits, batch, "the images") for batch in batches)
-            return [how(*(one.double() for one in (both if isinstance(both, tuple) else (both,)))) for both in found]
+            found = []
+            for batch in batches:
+                both = run_images(run or self.logits, batch, "the images")
+                numbers = both if isinstance(both, tuple) else (both,)
+                found.append(how(tuple(batch.shape[2:]), *(one.double() for one in numbers)))
+            return found
 
     def score(self, images: Any, names: Sequence[Any], batch_size: int = 64) -> float:
         """Return the share of images that are answered correctly; none is turned away as a stranger.

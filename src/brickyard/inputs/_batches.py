@@ -19,6 +19,7 @@ from brickyard.base._errors import BrickyardError, BrickyardWarning, DataError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import BATCHED
+from brickyard.inputs._box_data import BoxData
 from brickyard.inputs._content import SIZE, digests, marks
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._decoding import decode_image
@@ -179,6 +180,8 @@ class Images:
             raise DataError("data-no-images", f"{what}: no images found; give at least one per class")
 
     def _open(self, data: DataLike) -> None:
+        if isinstance(data, BoxData):
+            data = data.framed(self.preprocessing)
         if isinstance(data, ImageData):
             self._labels(data.labels, len(data), f"{len(data)} images and labels")
             self._data = data

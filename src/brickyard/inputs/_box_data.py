@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from brickyard.base._checks import given_path, is_whole
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._messages import told
+from brickyard.base._records import Preprocessing
 from brickyard.inputs._box_coco import coco_files, read_coco
 from brickyard.inputs._box_columns import read_box_columns
 from brickyard.inputs._box_table import BoxesFound, BoxTable, Truth, checked, said
@@ -24,6 +25,7 @@ from brickyard.inputs._columns import saved_files, saved_folder, shards
 from brickyard.inputs._datasets import place_and_options
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._pictures import MOST_WORKERS, Encodings
+from brickyard.inputs._preprocessing import sized
 from brickyard.inputs._reading import Wanted, note
 
 _AHEAD = 16  # pictures that are decoded before they are asked for
@@ -125,6 +127,20 @@ class BoxData(Dataset[tuple[Tensor, Truth]]):
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def framed(self, how: Preprocessing) -> Framed:
+        """The images as a network is shown them, with the classes that each has.
+
+        Raises:
+            DataError: The preprocessing brings them to no size, so that they cannot be put into batches.
+        """
+        if how.size is None:
+            raise DataError(
+                "data-not-batchable",
+                f"{self.name}: its pictures have several sizes; give a preprocessing that brings them to "
+                "the detector's, such as brickyard.Preprocessing(size=(416, 416), fit='letterbox', ...)",
+            )
+        return Framed(self, how)
+
     def subset(self, indices: Sequence[int] | Tensor) -> BoxData:
         """Select the images at these indices, or where a mask is true. No picture is read for it.
 
@@ -169,6 +185,26 @@ class BoxData(Dataset[tuple[Tensor, Truth]]):
             why = f"{self.name}: image {index} was {one} when its boxes were read, and is {other} now"
             raise DataError("data-damaged-file", f"{why}; load the data again")
         return picture
+
+
+class Framed(Dataset[tuple[Tensor, Tensor]]):
+    """Images with boxes as a network is shown them: of one size, each with 0 or 1 for every class.
+
+    Args:
+        data: The images.
+        how: What brings them to a size.
+    """
+
+    def __init__(self, data: BoxData, how: Preprocessing) -> None:
+        self.data, self.how, self.classes, self.name = data, how, data.classes, data.name
+        self._presence = data.presence
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        picture = sized(self.data.picture(index), self.how)
+        return picture.expand(3, -1, -1) if self.how.channels == 3 else picture, self._presence[index]
 
 
 def load_box_data(spec: str | Path, split: str | None = None) -> BoxData:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from brickyard.base._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from brickyard.outputs._kinds import OUTPUTS as OUTPUTS
     from brickyard.outputs._kinds import Cases as Cases
     from brickyard.outputs._kinds import OneOfMany as OneOfMany
     from brickyard.outputs._kinds import Outputs as Outputs
     from brickyard.outputs._kinds import Several as Several
     from brickyard.outputs._kinds import outputs as outputs
+    from brickyard.outputs._outputs import OUTPUTS as OUTPUTS
 
 __all__, __getattr__, __dir__ = lazy_exports(
-    __name__, {"outputs._kinds": "OUTPUTS Cases OneOfMany Outputs Several outputs"}
+    __name__, {"outputs._kinds": "Cases OneOfMany Outputs Several outputs", "outputs._outputs": "OUTPUTS"}
 )

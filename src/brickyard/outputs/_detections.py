@@ -39,6 +39,10 @@ class Found(NamedTuple):
     scores: Tensor
     labels: Tensor
 
+    def on_cpu(self) -> Found:
+        """The same on the processor."""
+        return Found(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
+
     def of(self, chosen: Tensor) -> Found:
         """Those at some indices, or where a mask is true."""
         return Found(self.boxes[chosen], self.scores[chosen], self.labels[chosen])

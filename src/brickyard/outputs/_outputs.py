@@ -11,7 +11,8 @@ from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._messages import brief, near
 from brickyard.base._records import AssemblyManifest, ComponentManifest, RelevanceFile
 from brickyard.outputs import _detections  # noqa: F401  registers its kind
-from brickyard.outputs._kinds import OUTPUTS, Outputs
+from brickyard.outputs._kinds import OUTPUTS as OUTPUTS
+from brickyard.outputs._kinds import Outputs
 
 
 def find_outputs(name: str) -> Outputs:
