@@ -15,9 +15,8 @@ from PIL import Image
 
 from brickyard.inputs import BoxData, Truth, load_box_data
 from brickyard.inputs._decoding import decode_image, image_sides
-from conftest import needed, needed_package
+from conftest import needed_package
 from errors import refused
-from nets import SHARED
 
 NAMES = ["cat", "dog", "eel"]
 SIDES = [(30, 40), (50, 20), (24, 24), (33, 47)]  # height, width
@@ -560,10 +559,18 @@ def test_names_in_place_of_numbers_and_rows_without_a_picture(tmp_path: Path) ->
 
 def test_the_same_folder_as_datasets_saves_it(tmp_path: Path) -> None:
     datasets = needed_package("datasets")
-    hugging(tmp_path)
-    datasets.Dataset.from_parquet(str(tmp_path / "train.parquet"), cache_dir=str(tmp_path / "cache")).save_to_disk(
-        tmp_path / "saved"
-    )
+    lists, one = datasets.List, datasets.Value
+    kinds = {"other": lists(datasets.ClassLabel(names=["no"])), "category": lists(datasets.ClassLabel(names=NAMES))}
+    features = {"image": datasets.Image(), "objects": {"bbox": lists(lists(one("float32"), 4)), **kinds}}
+    objects = [
+        {"bbox": [[x, y, r - x, b - y] for _, x, y, r, b in items], "category": [c for c, *_ in items], "other": []}
+        for items in OBJECTS
+    ]
+    rows = {"image": [{"bytes": encoded(k), "path": None} for k in range(4)], "objects": objects}
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    made.save_to_disk(tmp_path / "saved")
+    made.to_parquet(tmp_path / "train.parquet")
+    assert listed(load_box_data(tmp_path / "train.parquet")) == WANTED
     data = load_box_data(tmp_path / "saved")
     assert listed(data) == WANTED
     assert data.classes == tuple(NAMES)
@@ -589,12 +596,12 @@ def test_places_that_hold_no_such_data(spec: str, code: str, tmp_path: Path) -> 
         load_box_data(spec.format(tmp_path))
 
 
-def test_real_photographs_in_four_forms(tmp_path: Path) -> None:
+@pytest.mark.shared
+def test_real_photographs_in_four_forms(tmp_path: Path, shared: Path) -> None:
     """A part of COCO, written anew from its truths: all forms give the same boxes."""
-    needed(SHARED / "data/coco128/train.parquet", "COCO's part")
-    data = load_box_data(SHARED / "data/coco128")
+    data = load_box_data(shared / "data/coco128")
     assert (len(data), len(data.classes), sum(len(data.truth(k).labels) for k in range(128))) == (128, 80, 929)
-    assert len(load_box_data(SHARED / "data/coco128", "test")) == 128
+    assert len(load_box_data(shared / "data/coco128", "test")) == 128
     assert data.left_out == {}
     some = data.subset([0, 5, 77, *(~data.presence.any(1)).nonzero().flatten().tolist()])
     assert len(some.truth(3).labels) == 0

@@ -138,18 +138,14 @@ def _labels(
 
 def _feature_names(features: Any, columns: Sequence[str]) -> list[str] | None:
     """The names of the classes by what the Hugging Face library says of the columns."""
-    held = [features] if features else []
+    item = features.get(columns[-1]) if isinstance(features, dict) else None
     for _ in range(8):  # levels of lists and objects
-        nested = []
-        for item in held:
-            if isinstance(item, dict):
-                if isinstance(item.get("names"), list) and item.get("_type") == "ClassLabel":
-                    return [str(name) for name in item["names"]]
-                wanted = item if "_type" in item or held != [features] else {k: item.get(k) for k in columns}
-                nested += [value for value in wanted.values() if isinstance(value, dict | list)]
-            elif isinstance(item, list):
-                nested += item[:1]
-        held = nested
+        item = item[0] if isinstance(item, list) and item else item
+        if not isinstance(item, dict):
+            return None
+        if isinstance(item.get("names"), list) and item.get("_type") == "ClassLabel":
+            return [str(name) for name in item["names"]]
+        item = next((item[key] for key in (*CLASSES, "feature") if key in item), None)
     return None
 
 
