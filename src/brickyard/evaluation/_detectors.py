@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ def _batched(pictures: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield some
 
 
-def _row(name: str, precision: Precision, network: nn.Module, shape: Sequence[int]) -> DetectorRow:
+def _row(name: str, precision: Precision, network: nn.Module, shape: tuple[int, ...]) -> DetectorRow:
     inner = network.network if isinstance(network, Component) else network
     return DetectorRow(
         name=name,
@@ -259,4 +260,4 @@ def _times(
         with torch.inference_mode():
             return outputs.find(head(network(noise)))
 
-    return measure_latency({name: lambda pair=pair: call(*pair) for name, pair in networks.items()}, batch=batch)
+    return measure_latency({name: partial(call, *pair) for name, pair in networks.items()}, batch=batch)
