@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim, export
 
-import brickyard as by
 from brickyard import Preprocessing
+from brickyard.component._component import check_input
 from brickyard.inputs._content import marks
+from brickyard.inputs._datasets import load_data
 from brickyard.inputs._preprocessing import framed, preprocess, sized
 from errors import refused
 
@@ -113,6 +117,16 @@ def test_reversed_colours_need_colours() -> None:
         Preprocessing(order="bgr", channels=1)
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (4, 8, 8), (3, 64)])
+def test_files_that_reverse_other_than_three_colours_are_refused(shape) -> None:
+    manifest: Any = SimpleNamespace(preprocessing=Preprocessing(order="bgr"), input_shape=shape)
+    with refused("file-inconsistent", str(shape[0])):
+        check_input(manifest)
+    manifest.preprocessing = Preprocessing()
+    check_input(manifest)
+    check_input(SimpleNamespace(preprocessing=YOLOX, input_shape=(3, 24, 32)))
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -198,7 +212,7 @@ def test_a_folder_of_pictures_of_several_sizes_is_letterboxed(tmp_path) -> None:
     pixels = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in ((10, 30), (30, 10), (60, 60))]
     for index, one in enumerate(pixels):
         Image.fromarray(one).save(tmp_path / "a" / f"{index}.png")
-    data = by.inputs.load_data(str(tmp_path), size=YOLOX)
+    data = load_data(str(tmp_path), size=YOLOX)
     raw = [torch.from_numpy(one).permute(2, 0, 1)[None] for one in pixels]
     assert torch.equal(preprocess(data.images, YOLOX), torch.cat([preprocess(one, YOLOX) for one in raw]))
     squashed = Preprocessing(size=(24, 32), order="bgr")
