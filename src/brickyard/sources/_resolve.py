@@ -455,11 +455,8 @@ def labelled_images(
             "option-count", f"{len(parts)} parts need {option} {once}{len(parts)} times, got {len(specs)}"
         )
     each = specs if len(specs) == len(parts) else list(specs) * len(parts)
-    together = [
-        [one.manifest for one in parts] if not shared else manifest.parts
-        for _, manifest in models
-        for _ in manifest.parts
-    ]
+    all_parts = [one.manifest for one in parts]  # which are to be joined, unless each model is looked at by itself
+    together = [manifest.parts if shared else all_parts for _, manifest in models for _ in manifest.parts]
     found: list[ImageData | None] = []
     problems: list[DataError] = []
     for spec, one, others in zip(each, parts, together, strict=True):
@@ -483,8 +480,8 @@ def labelled_images(
 def seen_by(part: ComponentManifest, parts: Sequence[ComponentManifest]) -> Preprocessing:
     """How pictures in files are read for a part, where all of several parts are shown them.
 
-    If one letterboxes and another does otherwise, they stay as they are: what the one leaves around a picture is not for
-    the other to see. They must then have one size.
+    If one letterboxes and another does otherwise, they stay as they are, and must have one size: what the one leaves
+    around a picture is not for the other to see.
     """
     return part.preprocessing.changed({"size": None}) if _boxed_for_some(parts) else part.preprocessing
 
@@ -499,8 +496,9 @@ def check_seen_by_all(parts: Sequence[ComponentManifest]) -> None:
         names = dict.fromkeys(part.source.name for part in parts if part.preprocessing.fit == "letterbox")
         raise DataError(
             "data-not-batchable",
-            f"pictures of source {', '.join(map(repr, names))} are letterboxed, and other parts take them in another way; "
-            "give all sources of a recipe one preprocessing, or assemble and evaluate the components with `brickyard`",
+            f"source {', '.join(map(repr, names))} letterboxes its pictures, and other parts take them in another way; "
+            "a recipe reads the pictures of each source in its own way: give these sources one preprocessing, or "
+            "assemble and evaluate the components with `brickyard assemble` and `brickyard evaluate`",
         )
 
 
