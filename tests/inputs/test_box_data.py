@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from brickyard.base._errors import BrickyardError
 from brickyard.inputs import BoxData, Truth, load_box_data
 from brickyard.inputs._decoding import decode_image, image_sides
 from conftest import needed_package
-from errors import refused
+from errors import judge, refused
 
 NAMES = ["cat", "dog", "eel"]
 SIDES = [(30, 40), (50, 20), (24, 24), (33, 47)]  # height, width
@@ -594,6 +596,53 @@ def test_places_that_hold_no_such_data(spec: str, code: str, tmp_path: Path) -> 
     (tmp_path / "a.txt").write_text("")
     with refused(code):
         load_box_data(spec.format(tmp_path))
+
+
+WORDS = (
+    b"-1",
+    b"1e400",
+    b"NaN",
+    b"null",
+    b"{}",
+    b"[]",
+    b'""',
+    b"true",
+    b"<",
+    b"\xff",
+    b"\0",
+    b"9" * 5000,
+    b"../",
+    b"\n",
+)
+
+
+@pytest.mark.parametrize("form", [coco, yolo, voc])
+def test_whatever_is_changed_in_a_file_is_read_or_refused(form: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Words and bytes of the texts are replaced: boxes that are read lie in their pictures, all else is an error."""
+    form(tmp_path)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png")
+    rng = np.random.default_rng(3)
+    outcomes = set()
+    for k in range(60):
+        path = files[int(rng.integers(len(files)))]
+        before = path.read_bytes()
+        words = list(re.finditer(rb"[^\s,:<>\[\]{}]+", before))
+        word = words[int(rng.integers(len(words)))]
+        new = WORDS[k % len(WORDS)] if k % 3 else bytes([int(rng.integers(256))])
+        path.write_bytes(before[: word.start()] + new + before[word.end() if k % 3 else word.start() + 1 :])
+        try:
+            data = load_box_data(tmp_path)
+        except BrickyardError as error:
+            judge(error, error.code)
+            outcomes.add(error.code)
+        else:
+            outcomes.add("")
+            for truth in map(data.truth, range(len(data))):
+                assert bool((truth.boxes >= 0).all() & (truth.boxes[:, 2:] > truth.boxes[:, :2]).all())
+                assert bool((truth.boxes[:, 2:] <= torch.tensor(truth.sides[::-1])).all())
+                assert bool(((truth.labels >= 0) & (truth.labels < len(data.classes))).all())
+        path.write_bytes(before)
+    assert {"", "data-damaged-file"} <= outcomes
 
 
 @pytest.mark.shared
