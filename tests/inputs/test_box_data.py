@@ -16,6 +16,7 @@ from PIL import Image
 
 from brickyard.base._errors import BrickyardError
 from brickyard.inputs import BoxData, Truth, load_box_data
+from brickyard.inputs._box_table import Marked
 from brickyard.inputs._decoding import decode_image, image_sides
 from conftest import needed_package
 from errors import judge, refused
@@ -285,6 +286,17 @@ def test_several_json_files_of_a_split(tmp_path: Path) -> None:
         load_box_data(tmp_path)
 
 
+def test_annotations_beside_the_pictures_of_a_split(tmp_path: Path, capsys) -> None:
+    coco(tmp_path / "made")
+    (tmp_path / "made" / "images" / "train2017").rename(tmp_path / "valid")
+    made = tmp_path / "made" / "annotations" / "instances_train2017.json"
+    made.rename(tmp_path / "valid" / "_annotations.coco.json")
+    (tmp_path / "made").rename(tmp_path / ".made")
+    (tmp_path / "README.yaml").write_text("a: b")
+    assert listed(load_box_data(tmp_path, "test")) == WANTED
+    assert "'valid' serves as it" in capsys.readouterr().err
+
+
 def test_pictures_that_cannot_be_decoded_or_have_another_size_are_left_out(tmp_path: Path) -> None:
     coco(tmp_path)
     folder = tmp_path / "images" / "train2017"
@@ -546,6 +558,20 @@ def test_columns_that_have_another_form(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
     with refused("data-damaged-file", "train.parquet"):
         load_box_data(tmp_path)
+
+
+def test_a_column_that_repeats_itself_is_counted_while_it_is_read(tmp_path: Path, monkeypatch) -> None:
+    pa = needed_package("pyarrow")
+    image = [{"bytes": encoded(0), "path": None}] * 400
+    boxes = [[[0.5, 0.5, 0.1, 0.1]] * 9] * 400
+    write(pa.table({"image": image, "boxes": boxes, "labels": [[0] * 9] * 400}), tmp_path / "train.parquet")
+    monkeypatch.setattr("brickyard.inputs._box_columns.MOST_BOXES", 3_999)
+    seen: list[int] = []
+    real = Marked.of
+    monkeypatch.setattr(Marked, "of", lambda *given, **named: seen.append(1) or real(*given, **named))
+    with refused("data-too-large", "3,999"):
+        load_box_data(tmp_path)
+    assert 300 < len(seen) < 400
 
 
 def test_names_in_place_of_numbers_and_rows_without_a_picture(tmp_path: Path) -> None:
