@@ -560,6 +560,23 @@ def test_columns_that_have_another_form(tmp_path: Path) -> None:
         load_box_data(tmp_path)
 
 
+def test_shards_of_one_set_are_read_together_and_others_are_refused(tmp_path: Path) -> None:
+    parquet(tmp_path)
+    pq = needed_package("pyarrow.parquet")
+    table = pq.read_table(tmp_path / "train.parquet")
+    (tmp_path / "train.parquet").unlink()
+    first, second = (tmp_path / f"train-{k:05}-of-00002.parquet" for k in range(2))
+    write(table.slice(0, 1), first)
+    write(table.slice(1), second)
+    data = load_box_data(tmp_path)
+    assert listed(data) == WANTED
+    assert torch.equal(data.picture(2), decode_image(picture(2)))
+    for other in (table.slice(1).drop_columns("boxes"), table.slice(1).replace_schema_metadata({"names": '["a"]'})):
+        write(other, second)
+        with refused("data-damaged-file" if "boxes" in other.column_names else "data-unknown-format", second.name):
+            load_box_data(tmp_path)
+
+
 def test_a_column_that_repeats_itself_is_counted_while_it_is_read(tmp_path: Path, monkeypatch) -> None:
     pa = needed_package("pyarrow")
     image = [{"bytes": encoded(0), "path": None}] * 400

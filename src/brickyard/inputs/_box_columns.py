@@ -43,7 +43,12 @@ def read_box_columns(files: Sequence[Path], split: str) -> BoxesFound:
     package("pyarrow.parquet", "parquet", str(files[0]))
     parquet = files[0].suffix.lower() == ".parquet"
     opened: list[ColumnFile] = [ParquetFile(path) if parquet else ArrowFile(path) for path in files]
-    image, columns, metadata = _columns(opened[0])
+    kinds = [_columns(file) for file in opened]
+    image, columns, metadata = kinds[0]
+    odd = next((k for k, kind in enumerate(kinds) if _told_of(kind) != _told_of(kinds[0])), None)
+    if odd is not None:
+        why = f"{files[odd]} has other columns or class names than {files[0].name}"
+        raise DataError("data-damaged-file", f"{why}; get all shards of one set")
     marked: list[Marked] = []
     classes: list[list[Any]] = []
     lengths, count = [], 0
@@ -65,7 +70,17 @@ def read_box_columns(files: Sequence[Path], split: str) -> BoxesFound:
     return BoxesFound(Column(opened, lengths, image, strict=False), marked, names, name, coding, Counter())
 
 
-def _columns(file: ColumnFile) -> tuple[str, list[str], dict[bytes, bytes] | None]:
+Kind = tuple[str, list[str], dict[bytes, bytes] | None]
+"""The column of images, those of objects, and what the file says of itself."""
+
+
+def _told_of(kind: Kind) -> tuple[str, list[str], list[str] | None]:
+    """The columns and the class names of a file."""
+    image, columns, metadata = kind
+    return image, columns, _feature_names(features_of(metadata), columns) or _plain_names(metadata)
+
+
+def _columns(file: ColumnFile) -> Kind:
     """The column of images, that of objects or those of boxes and classes, and what the file says of itself."""
     with file.open() as found:
         names = list(found.columns)
