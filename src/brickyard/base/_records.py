@@ -195,6 +195,7 @@ class LocateRecord(Frozen):
         right: How many of the images the source answers correctly, and how many it was asked.
         candidates: How many images of each class the most confident ones were chosen from, where some had more.
         output: The part of what the source returns that was asked for as its logits, or None.
+        assumed: What was assumed of the preparation of the source's images, since nothing said it; "" for nothing.
     """
 
     choose: Literal["confident", "random", "all"]
@@ -206,6 +207,7 @@ class LocateRecord(Frozen):
     right: tuple[Count, Count] | None = None
     candidates: Count | None = None
     output: Name | None = None
+    assumed: Annotated[str, Field(max_length=1024)] = ""
 
 
 _RENAMED = {"spread": "allocation", "multiple": "round_to", "relevance": "global", "even": "uniform"}

@@ -98,7 +98,7 @@ def show(
         check_effect(why, weights=weights, class_names=names, **options)
         return _show_file(path, axes)
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
-    which = {"output_name": options.pop("output_name"), "random_weights": True}
+    which = {"output_name": options.pop("output_name"), "random_weights": True, "tell": False}
     source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), **which)
     graph = resolve.axes_of(source)
     free = _free(graph)

@@ -28,6 +28,8 @@ def describe(manifest: ComponentManifest) -> str:
         lines.insert(
             4, f"  located      on {asked:,} images, of which the source answers {right / asked:.1%} correctly"
         )
+    if located is not None and located.assumed:
+        lines.append(f"  assumed      {located.assumed}, which nothing said")
     if manifest.agreement is not None:
         lines.append(f"  agreement    {agreement_text(manifest)}")
     if manifest.outputs == "one":

@@ -290,6 +290,7 @@ class Work:
             }
             options: Any = checked(LocateOptions, given, "locate")
             relevance = located(source.model, images, options, check_savable)
+            relevance.record = relevance.record.model_copy(update={"assumed": source.assumed})
             relevance.save(self.folder / _relevance_file(name), overwrite=True)
             shutil.rmtree(notes, ignore_errors=True)
 

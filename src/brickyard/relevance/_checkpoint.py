@@ -43,7 +43,7 @@ class Notebook:
             "source": relevance.source_sha256,
             "classes": relevance.classes,
             "thresholds": relevance.thresholds.as_dict(),
-            "record": relevance.record.model_dump(mode="json", exclude={"images", "right", "candidates"}),
+            "record": relevance.record.model_dump(mode="json", exclude={"images", "right", "candidates", "assumed"}),
             "preprocessing": relevance.preprocessing.model_dump(mode="json"),
             "sums": relevance.sums is not None,
             "outputs": relevance.outputs,

@@ -30,6 +30,7 @@ from brickyard.base._records import Preprocessing
 from brickyard.base._sides import NAMES, by_sides, is_picture
 from brickyard.network._place import Place
 from brickyard.network._untouched import guarded
+from brickyard.runtime._progress import say
 from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._catalogue import KEY, suggestions
@@ -61,6 +62,7 @@ class Source:
             width) of cubes.
         scores: Its accuracies when it was trained here, as its file tells them; in [0, 1].
         output: The part of what the model returns that holds its logits, where it was named.
+        assumed: How its images are assumed to be normalised, where nothing says it; "" where something does.
     """
 
     model: nn.Module
@@ -70,6 +72,7 @@ class Source:
     input_shape: tuple[int, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
     output: str | None = None
+    assumed: str = ""
 
     @property
     def accuracy(self) -> float | None:
@@ -113,6 +116,8 @@ def load_source(
         dtype: Convert its numbers to this type, as for `brickyard.load`. The source keeps its fingerprint, so that
             what was cut from it still knows it. Default: that of its weights.
 
+    Where nothing says how its images are normalised, what is assumed is said on standard error, and kept as `assumed`.
+
     Raises:
         OptionError: The text is not understood, or a package is missing.
         FileError: Weights cannot be read or do not fit the network.
@@ -123,6 +128,43 @@ def load_source(
         >>> load_source("zoo:lenet5?classes=4", random_weights=True).input_shape
         (3, 32, 32)
     """
+    source = quietly_loaded(
+        spec,
+        weights=weights,
+        classes=classes,
+        preprocessing=preprocessing,
+        random_weights=random_weights,
+        averaged=averaged,
+        input_shape=input_shape,
+        output=output,
+        place=Place.of(device, dtype),
+    )
+    say_assumed(source)
+    return source
+
+
+def say_assumed(source: Source) -> None:
+    """Say what is assumed of a source, if anything is."""
+    if source.assumed:
+        what = source.assumed.removeprefix(NORMALISATION)
+        said = f"{source.name.partition('?')[0]}: normalisation not given: assuming {what}"
+        say(f"{said}; give --mean and --std (in Python preprocessing=) if the network was trained otherwise")
+
+
+@guarded
+def quietly_loaded(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    random_weights: bool = False,
+    averaged: bool = True,
+    input_shape: tuple[int, ...] | None = None,
+    output: str | int | None = None,
+    place: Place | None = None,
+) -> Source:
+    """Do what `load_source` does, without saying what is assumed."""
     spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     if not isinstance(spec, str):
         raise OptionError(
@@ -131,7 +173,7 @@ def load_source(
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
-    kind, place = _kind(spec), Place.of(device, dtype)
+    kind, place = _kind(spec), place or Place.of()
     own = str(weights) if kind in ("torchvision", "timm") and is_own(weights) else ""
     inside = own or kind == "file.onnx"  # nothing lies in a file of weights beside it
     tensors, said = ({}, None) if weights is None or inside else read_weights(Path(weights), averaged=averaged)
@@ -157,11 +199,14 @@ def load_source(
             f"{' (a file, or DEFAULT for those of the library)' if kind != 'zoo' else ''}, or --random-weights (in "
             "Python random_weights=True) where that is what you want",
         )
-    how = preprocessing or text.preprocessing or found.how
+    told = preprocessing or text.preprocessing
+    how = told or found.how
     shape = _shape(how, text.input_shape or input_shape or found.shape)
     source = Source(
         found.model, found.title, tuple(asked.names or found.classes), how, shape, text.scores, asked.output
     )
+    if told is None and found.guessed:
+        source = replace(source, assumed=_normalisation(how))
     ready = _run_once(source)
     place.put(ready.model)
     return ready
@@ -189,7 +234,11 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Found:
-    """A network as it was built; `trained` tells whether it has its weights, or needs none from elsewhere."""
+    """A network as it was built.
+
+    `trained` tells whether it has its weights, or needs none from elsewhere; `guessed`, whether nothing says that its
+    images are normalised like this.
+    """
 
     model: nn.Module
     title: str
@@ -197,6 +246,19 @@ class _Found:
     shape: tuple[int, ...] | None = None
     classes: Sequence[str] = ()
     trained: bool = False
+    guessed: bool = False
+
+
+NORMALISATION = "normalisation "
+NO_NORMALISATION = f"{NORMALISATION}none"
+
+
+def _normalisation(how: Preprocessing | None) -> str:
+    """How images are normalised, in words."""
+    if how is None or how.mean is None or how.std is None:
+        return NO_NORMALISATION
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (how.mean, how.std))
+    return f"{NORMALISATION}mean {mean}, std {std}"
 
 
 def _kind(spec: str) -> str:
@@ -292,7 +354,7 @@ def _zoo(asked: _Asked) -> _Found:
     shape = zoo.input_shape(name, options)
     trained_on_cifar = zoo.entry(name).name in ("resnet20", "resnet32", "resnet56") and shape[0] == 3
     title = name if weights is None else f"{name} ({Path(weights).stem})"
-    return _Found(model, title, CIFAR if trained_on_cifar else Preprocessing(), shape)
+    return _Found(model, title, CIFAR if trained_on_cifar else Preprocessing(), shape, guessed=True)
 
 
 def _library(build: Callable[..., Built], asked: _Asked) -> _Found:
@@ -301,7 +363,7 @@ def _library(build: Callable[..., Built], asked: _Asked) -> _Found:
     trained = bool(asked.own) or is_of_hub(asked.rest)
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
     names = tuple(map(str, names)) if len(names) == getattr(model, "num_classes", 0) else ()
-    return _Found(model, asked.spec, how, (channels, *(how.size or (224, 224))), names, trained)
+    return _Found(model, asked.spec, how, (channels, *(how.size or (224, 224))), names, trained, guessed=not trained)
 
 
 def _transformers(asked: _Asked) -> _Found:
@@ -314,12 +376,14 @@ def _transformers(asked: _Asked) -> _Found:
 
 def _file(asked: _Asked) -> _Found:
     """What the user's own function makes; where its file is, is nobody's business."""
-    return _Found(_own(asked.spec, asked.names), Path(asked.spec).name, Preprocessing(), trained=True)
+    return _Found(_own(asked.spec, asked.names), Path(asked.spec).name, Preprocessing(), trained=True, guessed=True)
 
 
 def _onnx_file(asked: _Asked) -> _Found:
-    model, how, shape, names = _onnx.load(asked.spec, asked.weights, asked.names, asked.how, asked.output)
-    return _Found(model, Path(asked.spec).stem, how, shape, names, trained=True)
+    found = _onnx.load(asked.spec, asked.weights, asked.how, asked.output)
+    names = tuple(asked.names) or found.classes
+    title = Path(asked.spec).stem
+    return _Found(found.model, title, found.preprocessing, found.input_shape, names, True, guessed=not found.prepared)
 
 
 _KINDS: dict[str, Callable[[_Asked], _Found]] = {

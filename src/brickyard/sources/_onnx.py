@@ -48,12 +48,14 @@ class OnnxSource:
         classes: Class names that the file tells, one an output; may be empty.
         preprocessing: The size and channels that it takes.
         input_shape: (channels, height, width) that it takes, or the shape of its signals or cubes.
+        prepared: Whether Brickyard exported the file, with all preprocessing inside.
     """
 
     model: Network
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     input_shape: tuple[int, ...]
+    prepared: bool = False
 
 
 def is_onnx(spec: str) -> bool:
@@ -61,15 +63,12 @@ def is_onnx(spec: str) -> bool:
     return spec.endswith(".onnx") and not spec.startswith(("zoo:", "torchvision:", "timm:"))
 
 
-def load(
-    spec: str, weights: Any, classes: Sequence[str], how: Preprocessing | None, output: str | None = None
-) -> tuple[Network, Preprocessing, tuple[int, ...], tuple[str, ...]]:
-    """The network of an ONNX file as a source, its preprocessing, what it takes, and its class names.
+def load(spec: str, weights: Any, how: Preprocessing | None, output: str | None = None) -> OnnxSource:
+    """The network of an ONNX file as a source.
 
     Args:
         spec: The file's path.
         weights: A file of weights; there must be none.
-        classes: Class names that were given, which go before those of the file.
         how: The preprocessing that was given, whose size goes before the file's where that is open.
         output: The output of the file that holds the logits, by name or place.
 
@@ -80,8 +79,7 @@ def load(
     """
     if weights is not None:
         raise OptionError("option-conflict", f"{spec} holds its own weights; leave weights ({weights}) out")
-    found = read_onnx(spec, None if how is None else how.size, output)
-    return found.model, found.preprocessing, found.input_shape, tuple(classes) or found.classes
+    return read_onnx(spec, None if how is None else how.size, output)
 
 
 def read_onnx(path: str | Path, size: tuple[int, int] | None = None, output: str | None = None) -> OnnxSource:
@@ -126,7 +124,7 @@ def read_onnx(path: str | Path, size: tuple[int, int] | None = None, output: str
     how: dict[str, Any] = {}
     if is_picture(shape):
         how = {"size": shape[1:], "channels": shape[0] if shape[0] in _CHANNELS else None}
-    return OnnxSource(network, classes, Preprocessing(**how), shape)
+    return OnnxSource(network, classes, Preprocessing(**how), shape, "brickyard" in file.metadata)
 
 
 # -- its images --------------------------------------------------------------------------------------------
