@@ -44,7 +44,7 @@ from brickyard.sources._libraries import (
     seeded,
 )
 from brickyard.sources._transformers import from_transformers
-from brickyard.sources._weights import SourceText, check_fit, fill, read_weights, renamed
+from brickyard.sources._weights import SourceText, check_fit, fill, misfits, read_weights, renamed
 
 CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -189,10 +189,13 @@ def quietly_loaded(
         random_weights,
         None if output is None else output_name(output),
     )
-    found = _KINDS[kind](asked)
-    if tensors:
-        fill(found.model, tensors, weights)
-    elif not found.trained and not random_weights:
+    try:
+        found = _KINDS[kind](asked)
+        if tensors:
+            fill(found.model, tensors, weights)
+    except FileError as error:
+        raise _with_what_fits(error, tensors) from None
+    if not tensors and not found.trained and not random_weights:
         raise OptionError(
             "option-requires-option",
             f"{spec} has no weights: a network with random weights would be cut; give weights"
@@ -339,7 +342,7 @@ def _zoo(asked: _Asked) -> _Found:
     if asked.names and asked.names != (said.classes if said else ()):
         options.setdefault("classes", len(asked.names))
     if tensors:
-        options = zoo.infer_options(name, tensors, options)
+        options = _inferred(name, asked, options)
     if "classes" not in options:
         raise OptionError(
             "option-source-undetermined",
@@ -355,6 +358,35 @@ def _zoo(asked: _Asked) -> _Found:
     trained_on_cifar = zoo.entry(name).name in ("resnet20", "resnet32", "resnet56") and shape[0] == 3
     title = name if weights is None else f"{name} ({Path(weights).stem})"
     return _Found(model, title, CIFAR if trained_on_cifar else Preprocessing(), shape, guessed=True)
+
+
+def _inferred(name: str, asked: _Asked, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a network of the zoo, with those that its weights tell.
+
+    Raises:
+        FileError: They are those of another network.
+        OptionError: They do not tell all that is needed.
+    """
+    try:
+        return zoo.infer_options(name, asked.tensors, options)
+    except OptionError as error:
+        if error.code != "option-source-undetermined":
+            raise
+        with zoo.weightless():
+            expected = zoo.build(name, **{"classes": 1, **options}).state_dict()
+        problems = misfits(expected, renamed(asked.tensors, expected), shapes=False)
+        if not problems:
+            raise
+        why = f"weights {asked.weights} do not fit zoo:{name}: {problems}"
+        raise FileError("file-weights-mismatch", f"{why}. Check the name of the source") from None
+
+
+def _with_what_fits(error: FileError, tensors: Mapping[str, Tensor]) -> FileError:
+    """An error for weights that do not fit, with the networks of the zoo that they fit, if any."""
+    names = zoo.fitting(tensors) if error.code == "file-weights-mismatch" and tensors else []
+    if not names:
+        return error
+    return FileError(error.code, f"{error}. These weights fit {' and '.join(f'zoo:{name}' for name in names)}")
 
 
 def _library(build: Callable[..., Built], asked: _Asked) -> _Found:
