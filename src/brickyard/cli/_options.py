@@ -55,8 +55,13 @@ class PreprocessingOptions(TypedDict, total=False):
     size: Annotated[
         str | None, Opt(default=None, help="Image size: 32, 32x48, crop:32 to crop, or pad:32 to pad smaller images.")
     ]
-    mean: Annotated[str | None, Opt(default=None, help="Per-channel mean, comma-separated; of pictures, in [0, 1].")]
-    std: Annotated[str | None, Opt(default=None, help="Per-channel standard deviation, comma-separated.")]
+    mean: Annotated[
+        str | None, Opt(default=None, help="Per-channel mean, comma-separated; of pictures, each in [0, 1].")
+    ]
+    std: Annotated[
+        str | None,
+        Opt(default=None, help="Per-channel standard deviation, comma-separated; of pictures, each in (0, 1]."),
+    ]
     no_antialias: Annotated[bool, Opt(default=False, help="Scale images down without smoothing them.")]
 
 

@@ -28,6 +28,7 @@ from brickyard.base._frozen import first_problem
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import NAMES, by_sides, is_picture
+from brickyard.inputs._preprocessing import check_units
 from brickyard.network._place import Place
 from brickyard.network._untouched import guarded
 from brickyard.runtime._progress import say
@@ -205,6 +206,8 @@ def quietly_loaded(
     told = preprocessing or text.preprocessing
     how = told or found.how
     shape = _shape(how, text.input_shape or input_shape or found.shape)
+    if told is not None:
+        check_units(told, shape)
     source = Source(
         found.model, found.title, tuple(asked.names or found.classes), how, shape, text.scores, asked.output
     )
