@@ -196,6 +196,7 @@ class LocateRecord(Frozen):
         candidates: How many images of each class the most confident ones were chosen from, where some had more.
         output: The part of what the source returns that was asked for as its logits, or None.
         assumed: What was assumed of the preparation of the source's images, since nothing said it; "" for nothing.
+        given: How many images there were to choose from, of any class; None in files of earlier versions.
     """
 
     choose: Literal["confident", "random", "all"]
@@ -208,6 +209,7 @@ class LocateRecord(Frozen):
     candidates: Count | None = None
     output: Name | None = None
     assumed: Annotated[str, Field(max_length=1024)] = ""
+    given: Count | None = None
 
 
 _RENAMED = {"spread": "allocation", "multiple": "round_to", "relevance": "global", "even": "uniform"}

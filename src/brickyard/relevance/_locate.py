@@ -217,6 +217,7 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
         data=str(getattr(data, "name", type(data).__name__)),
         ending=graph.ending or None,
         output=None if options["output"] is None else str(options["output"]),
+        given=len(images),
     )
     return Relevance.blank(
         model,
