@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brickyard.base._checks import EVEN
+from brickyard.base._checks import EVEN, check_new
 from brickyard.base._errors import DataError, FileError, OptionError, TaskError
 from brickyard.base._messages import brief, near
 from brickyard.base._records import AssemblyManifest, ComponentManifest, RelevanceFile
@@ -219,9 +219,14 @@ KindT = TypeVar("KindT", bound=type[Outputs])
 
 
 def outputs(name: str) -> Callable[[KindT], KindT]:
-    """Register a kind of answer under a name."""
+    """Register a kind of answer under a name.
+
+    Raises:
+        OptionError: The name is one of Brickyard's own kinds.
+    """
 
     def register(kind: KindT) -> KindT:
+        check_new("outputs", name, kind, type(OUTPUTS[name]) if name in OUTPUTS else None)
         OUTPUTS[name] = kind()
         return kind
 
