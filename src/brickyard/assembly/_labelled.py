@@ -75,8 +75,8 @@ class Examples:
                 classes[(classes < 0) & ~elsewhere] = len(model.classes)
             targets = outputs.targets(pool.all_labels(), classes, len(model.classes))
             places = outputs.cases(targets).images.unique()
-            elsewhere = [k for k, name in enumerate(parts[index].names) if own[k] < 0 and name in model.classes]
-            known = sum(int(outputs.members(pool.all_labels(), k).sum()) for k in elsewhere) if outputs.exclusive else 0
+            missing = [k for k, name in enumerate(parts[index].names) if own[k] < 0 and name in model.classes]
+            known = sum(int(outputs.members(pool.all_labels(), k).sum()) for k in missing) if outputs.exclusive else 0
             others[index] = len(pool) - len(places) - known, len(pool)
             found.append((torch.full_like(places, index), places, targets[places]))
         if not any(len(places) for _, places, _ in found):
