@@ -48,7 +48,7 @@ def routes(
     check_suffix(output)
     known: Any = loaded(relevance, Relevance)
     how = resolve.preprocessing_of(**options) or known.preprocessing
-    which = {"input_shape": known.input_shape, "output_name": known.record.output}
+    which = {"input_shape": known.input_shape, "output_name": known.record.output, "tell": False}
     origin = resolve.source_of(source, weights, names, how, **which)
     known.graph(origin.model)  # refuses another source
     chosen = parse_classes([classes], known.classes)

@@ -28,7 +28,7 @@ from brickyard.component._names import renamed_component
 from brickyard.component._notebook import InNotebooks
 from brickyard.component._predictor import Predictor, check_answers
 from brickyard.component._strangers import strangeness
-from brickyard.inputs._preprocessing import preprocess, to_picture
+from brickyard.inputs._preprocessing import check_units, preprocess, to_picture
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
@@ -167,7 +167,12 @@ class Component(Cut, Predictor):
         return self.manifest.input_shape
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> Component:
-        """Return the same component with another way to prepare raw images, as where its source's was unknown."""
+        """Return the same component with another way to prepare raw images, as where its source's was unknown.
+
+        Raises:
+            OptionError: A mean or a standard deviation of pictures is not in [0, 1].
+        """
+        check_units(preprocessing, self.manifest.input_shape)
         before, used = self.manifest.preprocessing, self.manifest.used
         if used is not None and before.frame != preprocessing.frame:
             used = used.forgotten()  # an image is known by the pixels that the network is shown

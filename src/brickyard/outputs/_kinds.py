@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brickyard.base._boxes import Boxes
-from brickyard.base._checks import EVEN
+from brickyard.base._checks import EVEN, check_new
 from brickyard.base._errors import DataError, OptionError
 
 
@@ -236,9 +236,14 @@ KindT = TypeVar("KindT", bound=type[Outputs])
 
 
 def outputs(name: str) -> Callable[[KindT], KindT]:
-    """Register a kind of answer under a name."""
+    """Register a kind of answer under a name.
+
+    Raises:
+        OptionError: The name is one of Brickyard's own kinds.
+    """
 
     def register(kind: KindT) -> KindT:
+        check_new("outputs", name, kind, type(OUTPUTS[name]) if name in OUTPUTS else None)
         OUTPUTS[name] = kind()
         return kind
 

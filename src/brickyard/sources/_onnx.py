@@ -49,12 +49,14 @@ class OnnxSource:
         classes: Class names that the file tells, one an output; may be empty.
         preprocessing: The size and channels that it takes.
         input_shape: (channels, height, width) that it takes, or the shape of its signals or cubes.
+        prepared: Whether Brickyard exported the file, with all preprocessing inside.
     """
 
     model: Network
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     input_shape: tuple[int, ...]
+    prepared: bool = False
 
 
 def is_onnx(spec: str) -> bool:
@@ -63,19 +65,13 @@ def is_onnx(spec: str) -> bool:
 
 
 def load(
-    spec: str,
-    weights: Any,
-    classes: Sequence[str],
-    how: Preprocessing | None,
-    output: str | None = None,
-    boxes: Boxes | None = None,
-) -> tuple[Network, Preprocessing, tuple[int, ...], tuple[str, ...]]:
-    """The network of an ONNX file as a source, its preprocessing, what it takes, and its class names.
+    spec: str, weights: Any, how: Preprocessing | None, output: str | None = None, boxes: Boxes | None = None
+) -> OnnxSource:
+    """The network of an ONNX file as a source.
 
     Args:
         spec: The file's path.
         weights: A file of weights; there must be none.
-        classes: Class names that were given, which go before those of the file.
         how: The preprocessing that was given, whose size goes before the file's where that is open.
         output: The output of the file that holds the logits, by name or place.
         boxes: How the outputs of a detector are read.
@@ -87,8 +83,7 @@ def load(
     """
     if weights is not None:
         raise OptionError("option-conflict", f"{spec} holds its own weights; leave weights ({weights}) out")
-    found = read_onnx(spec, None if how is None else how.size, output, boxes)
-    return found.model, found.preprocessing, found.input_shape, tuple(classes) or found.classes
+    return read_onnx(spec, None if how is None else how.size, output, boxes)
 
 
 def read_onnx(
@@ -137,7 +132,7 @@ def read_onnx(
     how: dict[str, Any] = {}
     if is_picture(shape):
         how = {"size": shape[1:], "channels": shape[0] if shape[0] in _CHANNELS else None}
-    return OnnxSource(network, classes, Preprocessing(**how), shape)
+    return OnnxSource(network, classes, Preprocessing(**how), shape, "brickyard" in file.metadata)
 
 
 # -- its images --------------------------------------------------------------------------------------------
