@@ -15,6 +15,7 @@ from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.assembly._cascade import course_of, measured
 from brickyard.assembly._labelled import Shared, shared_signals
 from brickyard.axes._graph import trace
+from brickyard.base._boxes import KIND
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._options import EvaluateOptions
@@ -39,7 +40,7 @@ from brickyard.runtime._progress import bar, step
 
 
 @overload
-def evaluate(model: Component, data: BoxData, **options: Unpack[EvaluateOptions]) -> DetectorScores: ...
+def evaluate(model: Component | Assembly, data: BoxData, **options: Unpack[EvaluateOptions]) -> DetectorScores: ...
 
 
 @overload
@@ -88,8 +89,8 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
     known = sum(source is not None for source in sources)
     step(f"evaluate: {len(model.classes)} classes of {len(sources)} parts, of which {known} are compared with a source")
     sieve = Sieve.of(model.manifest, options["including_calibration"])
-    if isinstance(model, Component) and model.manifest.boxes is not None:
-        return evaluate_detector(model, data, sources[0], options, sieve)
+    if model.manifest.outputs == KIND:
+        return evaluate_detector(model, data, sources, options, sieve)
     if isinstance(model, Component):
         answered = _component(model, data, sources[0], batch_size, sieve)
     else:

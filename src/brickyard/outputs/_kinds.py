@@ -47,10 +47,12 @@ class Outputs:
     Attributes:
         label_dims: Dimensions of the labels of a batch: 1 for (images,), 2 for (images, classes).
         exclusive: Whether an image belongs to one class only: answers then compete, and a model can reject.
+        others: How many outputs are no class's.
     """
 
     label_dims = 1
     exclusive = False
+    others = 0
 
     # -- labels ----------------------------------------------------------------------------------------
 
