@@ -176,6 +176,34 @@ KIND = "boxes"
 """What manifests call the outputs of detectors."""
 
 
+def family_of(boxes: Boxes | None) -> str | None:
+    """The known family whose description this is, however many classes it has; None where it is of none."""
+    if boxes is None:
+        return None
+
+    def coded(one: Boxes) -> dict[str, Any]:
+        return one.model_dump(exclude={"classes"})
+
+    return next((name for name, known in FAMILIES.items() if coded(known) == coded(boxes)), None)
+
+
+def boxes_asked(value: Any) -> Boxes | None:
+    """How a detector's outputs are read, from a family's name or a description; None for a classifier.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if value is None or isinstance(value, Boxes):
+        return value
+    if isinstance(value, str):
+        return Boxes.named(value)
+    raise OptionError(
+        "option-type",
+        f"boxes must be a family of detectors such as 'yolox', or brickyard.Boxes(...), got {brief(value)}; give one "
+        "of them, or leave it out for a classifier",
+    )
+
+
 def outputs_asked(value: Any) -> str | Boxes:
     """Check what was said of a source's outputs: a kind, a family of detectors, or a description.
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from brickyard.base._boxes import split_outputs
 from brickyard.base._declare import gathered
 from brickyard.base._errors import OptionError
-from brickyard.base._options import EvaluateOptions
+from brickyard.base._options import DetectOptions, EvaluateOptions, LocateOptions
 from brickyard.cli import _options as words
 from brickyard.cli._costs import costs
 from brickyard.cli._options import DATA_HELP, File, Force, check_effect, with_options
@@ -83,7 +84,7 @@ def rename(
     return Result({"output": str(output), "classes": list(after.classes)}, f"{after}\n{output}")
 
 
-@with_options(words.PreprocessingOptions, words.WeightOptions, only=("size", "output_name"))
+@with_options(words.PreprocessingOptions, words.WeightOptions, LocateOptions, only=("size", "output_name", "outputs"))
 def show(
     item: Annotated[str, Argument(help="File, or source such as zoo:resnet20.")],
     weights: words.Weights = None,
@@ -98,8 +99,9 @@ def show(
         check_effect(why, weights=weights, class_names=names, **options)
         return _show_file(path, axes)
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
-    which = {"output_name": options.pop("output_name"), "random_weights": True}
-    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), **which)
+    _, boxes = split_outputs(options.pop("outputs"))
+    which = {"output_name": options.pop("output_name"), "random_weights": True, "boxes": boxes}
+    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options, boxed=bool(boxes)), **which)
     graph = resolve.axes_of(source)
     free = _free(graph)
     value = {

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from brickyard.assembly._assembly import Assembly
     from brickyard.base._records import ComponentManifest
     from brickyard.component._component import Component
-    from brickyard.inputs._datasets import ImageData
     from brickyard.relevance._relevance import Relevance
     from brickyard.sources._loading import Source
 
@@ -123,19 +122,23 @@ def _located(
     options: dict[str, Any],
     *,
     cut: bool,
-) -> tuple[Source, Relevance, ImageData]:
+) -> tuple[Source, Relevance, Any]:
     """A source, its relevances and the images; with `cut`, only if a component of it can be written to a file.
 
     Images come from data with labels, or from a folder without.
     """
+    from brickyard.base._boxes import split_outputs
     from brickyard.base._classes import parse_classes
+    from brickyard.outputs._outputs import find_outputs
     from brickyard.relevance._locate import check_savable, located
     from brickyard.relevance._locate import locate as find
 
-    how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options))
-    which = gathered(words.WeightOptions, options)
+    outputs, boxes = split_outputs(options["outputs"])
+    find_outputs(outputs or "one")  # refuses an unknown one before any work
+    how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options), boxed=boxes is not None)
+    which = gathered(words.WeightOptions, options) | {"boxes": boxes}
     data, calibration = given_images
-    images: ImageData
+    images: Any
     if calibration is not None:
         source = resolve.source_of(spec, weights, names, how, **which)
         _check_task(task, source)
@@ -214,7 +217,7 @@ def disassemble(
         same = used.keys() | (which.keys() - {"output_name"})
         idle = {name: value for name, value in options.items() if name not in same} | (thresholds if limited else {})
         check_effect(f"{relevance} was already located, and a budget needs no threshold", **idle)
-        which |= {"input_shape": found.input_shape, "output_name": found.record.output}
+        which |= {"input_shape": found.input_shape, "output_name": found.record.output, "boxes": found.boxes}
         origin = resolve.source_of(source, weights, names, found.preprocessing, **which)
         check_savable(found.graph(origin.model))
         if data is not None:

@@ -20,7 +20,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from brickyard.axes._answers import Form
 from brickyard.axes._tracing import rows_of
+from brickyard.base._boxes import Boxes, boxes_asked, family_of
 from brickyard.base._checks import output_name
 from brickyard.base._classes import one_too_many, ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
@@ -30,6 +32,7 @@ from brickyard.base._records import Preprocessing
 from brickyard.base._sides import NAMES, by_sides, is_picture
 from brickyard.network._place import Place
 from brickyard.network._untouched import guarded
+from brickyard.runtime._progress import say
 from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._catalogue import KEY, suggestions
@@ -50,7 +53,7 @@ CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std
 
 @dataclass(frozen=True)
 class Source:
-    """A trained classifier with what is known about it.
+    """A trained classifier, or a detector, with what is known about it.
 
     Attributes:
         model: The network, in evaluation mode.
@@ -61,6 +64,7 @@ class Source:
             width) of cubes.
         scores: Its accuracies when it was trained here, as its file tells them; in [0, 1].
         output: The part of what the model returns that holds its logits, where it was named.
+        boxes: How the outputs of a detector are read; None for a classifier.
     """
 
     model: nn.Module
@@ -70,6 +74,7 @@ class Source:
     input_shape: tuple[int, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
     output: str | None = None
+    boxes: Boxes | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -89,10 +94,11 @@ def load_source(
     averaged: bool = True,
     input_shape: tuple[int, ...] | None = None,
     output: str | int | None = None,
+    boxes: str | Boxes | None = None,
     device: Any = None,
     dtype: Any = None,
 ) -> Source:
-    """Load a trained classifier.
+    """Load a trained classifier or detector.
 
     Args:
         spec: `zoo:NAME`, `zoo:NAME?width=0.25&classes=100`, `torchvision:NAME`, `timm:NAME` (both with options such as
@@ -109,6 +115,8 @@ def load_source(
             says so.
         output: Which part of what it returns holds the logits, where several could: see `brickyard.axes.trace`. Give
             `output=source.output` to `locate` too.
+        boxes: For a detector, how its outputs are read: a family, such as "yolox", or `brickyard.Boxes(...)`. Give the
+            same to `locate`, as `outputs=`. A known family implies its usual preprocessing.
         device: Bring the network to this device, as for `brickyard.load`. Default: the CPU.
         dtype: Convert its numbers to this type, as for `brickyard.load`. The source keeps its fingerprint, so that
             what was cut from it still knows it. Default: that of its weights.
@@ -146,6 +154,7 @@ def load_source(
         preprocessing,
         random_weights,
         None if output is None else output_name(output),
+        boxes_asked(boxes),
     )
     found = _KINDS[kind](asked)
     if tensors:
@@ -157,11 +166,10 @@ def load_source(
             f"{' (a file, or DEFAULT for those of the library)' if kind != 'zoo' else ''}, or --random-weights (in "
             "Python random_weights=True) where that is what you want",
         )
-    how = preprocessing or text.preprocessing or found.how
+    how = preprocessing or text.preprocessing or _usual(asked.boxes, found, input_shape)
     shape = _shape(how, text.input_shape or input_shape or found.shape)
-    source = Source(
-        found.model, found.title, tuple(asked.names or found.classes), how, shape, text.scores, asked.output
-    )
+    names = tuple(asked.names or found.classes)
+    source = Source(found.model, found.title, names, how, shape, text.scores, asked.output, asked.boxes)
     ready = _run_once(source)
     place.put(ready.model)
     return ready
@@ -180,6 +188,7 @@ class _Asked:
     how: Preprocessing | None
     random_weights: bool
     output: str | None
+    boxes: Boxes | None = None
 
     @property
     def rest(self) -> str:
@@ -189,7 +198,11 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Found:
-    """A network as it was built; `trained` tells whether it has its weights, or needs none from elsewhere."""
+    """A network as it was built.
+
+    `trained` tells whether it has its weights, or needs none from elsewhere; `whole_numbers`, whether it was made for
+    images from 0 to 255, which it now takes from 0 to 1.
+    """
 
     model: nn.Module
     title: str
@@ -197,6 +210,7 @@ class _Found:
     shape: tuple[int, ...] | None = None
     classes: Sequence[str] = ()
     trained: bool = False
+    whole_numbers: bool = False
 
 
 def _kind(spec: str) -> str:
@@ -235,15 +249,41 @@ def _run_once(source: Source) -> Source:
                 "option-source-size",
                 f"source {name!r} fails on {NAMES[len(shape) - 1]} of shape {shape}: {error}; give its --size",
             ) from error
-    outputs = max(2, rows_of(model, result, 2, source.output).shape[1])  # one is the logit of two classes
+    count = rows_of(model, result, 2, source.output, Form(source.boxes)).shape[1]
+    if source.boxes is None:
+        outputs = max(2, count)  # one is the logit of two classes
+    else:
+        outputs = source.boxes.sized(count).classes or 0
     names = names or tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise TaskError(
             "task-class-count",
-            f"source {name!r} has {outputs} outputs, got {len(names)} class names; give as many"
+            f"source {name!r} has {outputs} {'outputs' if source.boxes is None else 'classes'}, got {len(names)} class "
+            "names; give as many"
             f"{one_too_many(len(names), outputs)}",
         )
     return replace(source, classes=names)
+
+
+def _usual(boxes: Boxes | None, found: _Found, given: tuple[int, ...] | None) -> Preprocessing:
+    """The preprocessing that a source tells of, or that is usual for a known family of detectors, which is said."""
+    family, (channels, *sides) = family_of(boxes), found.shape or given or (3,)
+    if family is None or channels != 3 or len(sides) not in (0, 2):
+        return found.how
+    how = Preprocessing.of_detector(family, (sides[0], sides[1]) if sides else None)
+    if found.whole_numbers:  # the file itself normalises them
+        how = how.changed({"mean": None, "std": None})
+    height, width = how.size or (0, 0)
+    colours = f"{how.order.upper()}, {'in 0..1' if how.mean is None else f'less {_list(how.mean)}, over {_list(how.std)}'}"
+    say(
+        f"{found.title}: pictures are prepared as is usual for {family}: letterboxed to {width}x{height}, {colours}; "
+        "--size, --mean, --std, --order, --fill and --place change that (in Python preprocessing=)"
+    )
+    return how
+
+
+def _list(values: Sequence[float] | None) -> str:
+    return ", ".join(f"{value:.4g}" for value in values or ())
 
 
 def _shape(how: Preprocessing, known: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -318,8 +358,9 @@ def _file(asked: _Asked) -> _Found:
 
 
 def _onnx_file(asked: _Asked) -> _Found:
-    model, how, shape, names = _onnx.load(asked.spec, asked.weights, asked.names, asked.how, asked.output)
-    return _Found(model, Path(asked.spec).stem, how, shape, names, trained=True)
+    found = _onnx.load(asked.spec, asked.weights, asked.names, asked.how, asked.output, asked.boxes)
+    title, whole = Path(asked.spec).stem, found.whole_numbers
+    return _Found(found.model, title, found.preprocessing, found.input_shape, found.classes, True, whole)
 
 
 _KINDS: dict[str, Callable[[_Asked], _Found]] = {

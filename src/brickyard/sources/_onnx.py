@@ -10,14 +10,14 @@ import importlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from brickyard.axes._answers import LOGITS_ALONE, Form
+from brickyard.axes._answers import LOGITS_ALONE, Form, detector_hint
 from brickyard.base._boxes import Boxes
 from brickyard.base._errors import FileError, OptionError, TraceError
 from brickyard.base._limits import foreign_json
@@ -49,12 +49,14 @@ class OnnxSource:
         classes: Class names that the file tells, one an output; may be empty.
         preprocessing: The size and channels that it takes.
         input_shape: (channels, height, width) that it takes, or the shape of its signals or cubes.
+        whole_numbers: Whether the file takes uint8 images, which the network takes in [0, 1].
     """
 
     model: Network
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     input_shape: tuple[int, ...]
+    whole_numbers: bool = False
 
 
 def is_onnx(spec: str) -> bool:
@@ -69,8 +71,8 @@ def load(
     how: Preprocessing | None,
     output: str | None = None,
     boxes: Boxes | None = None,
-) -> tuple[Network, Preprocessing, tuple[int, ...], tuple[str, ...]]:
-    """The network of an ONNX file as a source, its preprocessing, what it takes, and its class names.
+) -> OnnxSource:
+    """The network of an ONNX file as a source, with the class names that were given where there are some.
 
     Args:
         spec: The file's path.
@@ -88,7 +90,7 @@ def load(
     if weights is not None:
         raise OptionError("option-conflict", f"{spec} holds its own weights; leave weights ({weights}) out")
     found = read_onnx(spec, None if how is None else how.size, output, boxes)
-    return found.model, found.preprocessing, found.input_shape, tuple(classes) or found.classes
+    return replace(found, classes=tuple(classes) or found.classes)
 
 
 def read_onnx(
@@ -137,7 +139,7 @@ def read_onnx(
     how: dict[str, Any] = {}
     if is_picture(shape):
         how = {"size": shape[1:], "channels": shape[0] if shape[0] in _CHANNELS else None}
-    return OnnxSource(network, classes, Preprocessing(**how), shape)
+    return OnnxSource(network, classes, Preprocessing(**how), shape, file.images.type == 2)
 
 
 # -- its images --------------------------------------------------------------------------------------------
@@ -253,12 +255,14 @@ def _logits(reader: Reader, output: str | None, form: Form) -> Port:
         if ports
         else f"output {output!r} is not"
         if output
+        else "no output is one row of logits per image"
+        if form.boxes is None
         else "no output has that form"
     )
     raise TraceError(
         "trace-output",
         f"{file.path} must return {form.words}, and {why}: {told_of}; name one such output with --output-name (in "
-        "Python output=)",
+        f"Python output=){detector_hint((reader.values[port.name].shape for port in file.outputs), form)}",
     )
 
 
