@@ -134,6 +134,8 @@ class Boxes(Frozen):
         """How many places the grids of an input of (height, width) have; None where that is not described."""
         if not self.strides:
             return None
+        if len(sides) != 2:
+            raise OptionError("option-boxes", f"boxes lie in pictures, and the detector takes inputs of {sides}")
         height, width = sides
         return sum(-(-height // stride) * -(-width // stride) for stride in self.strides)
 

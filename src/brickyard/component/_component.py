@@ -373,8 +373,8 @@ def read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     file = validated(ComponentFile, text, "its text")
     bounds = Bounds(count_numbers(tensors))
     about = file.manifest
-    ndim = 2 if about.boxes is None else 3
-    network = stored_network(file.network, tensors, "network.", about.input_shape, about.width, bounds, ndim)
+    places = () if about.boxes is None else (about.boxes.places(about.input_shape[1:]),)
+    network = stored_network(file.network, tensors, "network.", about.input_shape, about.width, bounds, places)
     check_input(file.manifest)
     check_outputs(file.manifest)
     familiarity = read_familiarity(file.manifest, network, tensors, "familiarity.", bounds.entering)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from brickyard.evaluation._average_precision import Precision as Precision
     from brickyard.evaluation._average_precision import average_precision as average_precision
     from brickyard.evaluation._average_precision import paired_drop as paired_drop
+    from brickyard.evaluation._detectors import DetectorRow as DetectorRow
+    from brickyard.evaluation._detectors import DetectorScores as DetectorScores
     from brickyard.evaluation._faithfulness import Faithfulness as Faithfulness
     from brickyard.evaluation._faithfulness import faithfulness as faithfulness
     from brickyard.evaluation._probe import Probe as Probe
@@ -26,6 +28,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "evaluation._average_precision": "Drop Precision average_precision paired_drop",
+        "evaluation._detectors": "DetectorRow DetectorScores",
         "evaluation._faithfulness": "Faithfulness faithfulness",
         "evaluation._probe": "Probe Score features h_score log_evidence probe",
         "evaluation._scores": "Row Scores",

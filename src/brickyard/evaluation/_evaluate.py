@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,12 @@ from brickyard.base._options import EvaluateOptions
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
+from brickyard.evaluation._detectors import DetectorScores, evaluate_detector
 from brickyard.evaluation._roc import Roc
 from brickyard.evaluation._scores import Row, Scores
 from brickyard.evaluation._sieve import Sieve, named
 from brickyard.inputs._batches import Images, warn_of_names
+from brickyard.inputs._box_data import BoxData
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._identity import fingerprint, source_of
 from brickyard.network._network import kind
@@ -36,9 +38,17 @@ from brickyard.runtime._profiling import Latency, count_flops, count_parameters,
 from brickyard.runtime._progress import bar, step
 
 
+@overload
+def evaluate(model: Component, data: BoxData, **options: Unpack[EvaluateOptions]) -> DetectorScores: ...
+
+
+@overload
+def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateOptions]) -> Scores: ...
+
+
 @guarded
 @verb(EvaluateOptions)
-def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateOptions]) -> Scores:
+def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateOptions]) -> Scores | DetectorScores:
     """Score a component or an assembly, and optionally its sources.
 
     Args:
@@ -52,6 +62,7 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
         base: the source with all its classes competing. restricted: the source with only the task's outputs
         competing, the fair baseline. component: the component's accuracy; `drop` is restricted minus component.
         oracle: each image sent to the right component. assembled: all classes of all parts competing.
+        For the component of a detector, whose data have boxes, the rows have mean average precisions.
 
     Raises:
         DataError: The images cannot be used, none belongs to the task, or a source is not that of its component.
@@ -77,6 +88,8 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
     known = sum(source is not None for source in sources)
     step(f"evaluate: {len(model.classes)} classes of {len(sources)} parts, of which {known} are compared with a source")
     sieve = Sieve.of(model.manifest, options["including_calibration"])
+    if isinstance(model, Component) and model.manifest.boxes is not None:
+        return evaluate_detector(model, data, sources[0], options, sieve)
     if isinstance(model, Component):
         answered = _component(model, data, sources[0], batch_size, sieve)
     else:

@@ -171,7 +171,7 @@ class Scores(Frozen):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        return _write(path, json_text(self.as_dict(), 1) + "\n", overwrite)
+        return write_text(path, json_text(self.as_dict(), 1) + "\n", overwrite)
 
     def to_csv(self, path: str | Path, *, overwrite: bool = True) -> Path:
         """Write the rows as CSV.
@@ -185,7 +185,7 @@ class Scores(Frozen):
         writer.writeheader()
         for row in self.rows:
             writer.writerow({**row.model_dump(), "latency_ms": (row.latency or {}).get("median_ms")})
-        return _write(path, text.getvalue(), overwrite)
+        return write_text(path, text.getvalue(), overwrite)
 
     def cells(self) -> list[list[str]]:
         """The table as text: a header, and one list per row."""
@@ -243,7 +243,7 @@ def _short(value: int) -> str:
     return str(value)
 
 
-def _write(path: str | Path, text: str, overwrite: bool) -> Path:
+def write_text(path: str | Path, text: str, overwrite: bool) -> Path:
     from brickyard.storage._atomic import write_content
 
     write_content(Path(path), text, overwrite=overwrite)

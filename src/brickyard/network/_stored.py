@@ -33,11 +33,11 @@ def stored_network(
     shape: tuple[int, ...],
     width: int,
     bounds: Bounds,
-    ndim: int = 2,
+    places: tuple[int | None, ...] = (),
 ) -> Network:
     """Build a network, check that it runs from images to the right number of outputs for each, fill in its weights.
 
-    Its result has `ndim` dimensions: 2, or 3 if it has outputs for several places.
+    A detector's outputs are those of so many `places`, or of any number of them: (None,).
     """
     network = Network.from_spec(spec)
     if len(shape) + 1 not in BATCHED:
@@ -52,8 +52,13 @@ def stored_network(
             "file-network-invalid", f"its network does not run on images of shape {shape}: {told(error)}"
         ) from None
     shapes = [tuple(one.shape) if isinstance(one, Tensor) else () for one in found]
-    if [shape[:2] for shape in shapes] != [(count, width) for count in BATCHES] or {len(s) for s in shapes} != {ndim}:
-        raise FileError("file-network-invalid", f"its network does not return {width} outputs per image")
+    wanted = [(count, width, *places) for count in BATCHES]
+    if any(
+        len(a) != len(b) or any(y not in (None, x) for x, y in zip(a, b, strict=True))
+        for a, b in zip(shapes, wanted, strict=True)
+    ):
+        each = f" of {places[0] or 'several'} places" if places else ""
+        raise FileError("file-network-invalid", f"its network does not return {width} outputs{each} per image")
     fill_in(network, tensors, prefix)
     return network
 

@@ -72,17 +72,27 @@ class Part:
 
 
 def positions(part: Part, labels: Labels) -> NDArray[np.int64]:
-    """Kept positions along a dimension, in ascending order, or in task order for the class outputs."""
+    """Kept positions along a dimension, in ascending order, but for class outputs side by side: these in task order."""
     rank = part.rank[labels]
     kept = np.flatnonzero(rank >= 0)
     if is_output(part.graph.output, labels):
         return kept[np.argsort(rank[kept], kind="stable")]
-    return kept
+    own = _on(part.graph.output, labels)
+    if own is None or not own.any():
+        return kept
+    run = np.cumsum(own != np.concatenate([own[:1], own[:-1]]))[kept]
+    return kept[np.lexsort((np.where(own, rank, np.arange(len(labels)))[kept], run))]
+
+
+def _on(axis: Axis | None, labels: Labels) -> NDArray[np.bool_] | None:
+    """Which entries along a dimension lie on an axis."""
+    return None if axis is None else (labels >= axis.start) & (labels < axis.start + axis.size)
 
 
 def is_output(axis: Axis | None, labels: Labels) -> bool:
     """Whether all entries along a dimension are class outputs."""
-    return axis is not None and bool(((labels >= axis.start) & (labels < axis.start + axis.size)).all())
+    own = _on(axis, labels)
+    return own is not None and bool(own.all())
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,8 @@ class Plan:
         else:
             run = self.runs(labels[0])
             places, part = np.concatenate(kept), np.repeat(np.arange(len(kept)), sizes)
-            order = np.argsort(np.lexsort((places, part, run[places])))
+            within = np.concatenate([np.arange(size) for size in sizes])
+            order = np.argsort(np.lexsort((within, part, run[places])))
         return Layout(kept, np.split(order, np.cumsum(sizes)[:-1]))
 
     def runs(self, labels: Labels) -> NDArray[np.int64]:
