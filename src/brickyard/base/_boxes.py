@@ -178,6 +178,11 @@ KIND = "boxes"
 """What manifests call the outputs of detectors."""
 
 
+NO_EXPORT = (
+    "detectors are not exported yet: use the component's file with brickyard.load and detect, or `brickyard predict`"
+)
+
+
 def family_of(boxes: Boxes | None) -> str | None:
     """The known family whose description this is, however many classes it has; None where it is of none."""
     if boxes is None:
@@ -204,6 +209,22 @@ def boxes_asked(value: Any) -> Boxes | None:
         f"boxes must be a family of detectors such as 'yolox', or brickyard.Boxes(...), got {brief(value)}; give one "
         "of them, or leave it out for a classifier",
     )
+
+
+def check_no_boxes(model: Any, what: str, advice: str) -> None:
+    """Refuse what only classifiers can do for a detector, before any work.
+
+    Args:
+        model: What knows how boxes are read, such as a manifest, or has a manifest.
+        what: What was asked for.
+        advice: What to do instead.
+
+    Raises:
+        OptionError: It is a detector, or has a part that is one.
+    """
+    known = getattr(model, "manifest", model)
+    if any(getattr(one, "boxes", None) is not None for one in (known, *getattr(known, "parts", ()))):
+        raise OptionError("option-wrong-object", f"{what} is for classifiers, and this is a detector; {advice}")
 
 
 def outputs_asked(value: Any) -> str | Boxes:

@@ -190,7 +190,7 @@ def with_options(
         }
         known = {name: one for holder in holders for name, one in flat(holder, *only).items()}
         for holder in unset:
-            for name, one in flat(holder).items():
+            for name, one in flat(holder, *only).items():
                 known.setdefault(name, replace(one, default=None, optional=True, unset=one.unset or one.value))
         for name, default in defaults.items():
             known[name] = replace(known[name], default=default, optional=False, unset="")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._errors import OptionError
 from brickyard.cli import _options as words
 from brickyard.cli._options import DATA_HELP, SOURCE_HELP, Force, Output, with_options
@@ -48,7 +49,9 @@ def routes(
     check_suffix(output)
     known: Any = loaded(relevance, Relevance)
     how = resolve.preprocessing_of(**options) or known.preprocessing
-    which = {"input_shape": known.input_shape, "output_name": known.record.output}
+    which: dict[str, Any] = {"input_shape": known.input_shape, "output_name": known.record.output, "boxes": known.boxes}
+    if data is not None:
+        check_no_boxes(known, "measuring routes", "leave --data out to draw them alone")
     origin = resolve.source_of(source, weights, names, how, **which)
     known.graph(origin.model)  # refuses another source
     chosen = parse_classes([classes], known.classes)

@@ -250,10 +250,7 @@ def _run_once(source: Source) -> Source:
                 f"source {name!r} fails on {NAMES[len(shape) - 1]} of shape {shape}: {error}; give its --size",
             ) from error
     count = rows_of(model, result, 2, source.output, Form(source.boxes)).shape[1]
-    if source.boxes is None:
-        outputs = max(2, count)  # one is the logit of two classes
-    else:
-        outputs = source.boxes.sized(count).classes or 0
+    outputs = max(2, count) if source.boxes is None else source.boxes.sized(count).classes or 0  # one is of two classes
     names = names or tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise TaskError(
@@ -274,9 +271,10 @@ def _usual(boxes: Boxes | None, found: _Found, given: tuple[int, ...] | None) ->
     if found.whole_numbers:  # the file itself normalises them
         how = how.changed({"mean": None, "std": None})
     height, width = how.size or (0, 0)
-    colours = f"{how.order.upper()}, {'in 0..1' if how.mean is None else f'less {_list(how.mean)}, over {_list(how.std)}'}"
+    numbers = "in 0..1" if how.mean is None else f"less {_list(how.mean)}, over {_list(how.std)}"
     say(
-        f"{found.title}: pictures are prepared as is usual for {family}: letterboxed to {width}x{height}, {colours}; "
+        f"{found.title}: pictures are prepared as is usual for {family}: letterboxed to {width}x{height}, "
+        f"{how.order.upper()}, {numbers}; "
         "--size, --mean, --std, --order, --fill and --place change that (in Python preprocessing=)"
     )
     return how
