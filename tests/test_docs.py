@@ -267,7 +267,7 @@ def data_page(printed: str, names: dict[str, Any]) -> None:
 
 
 def sources_page(printed: str, names: dict[str, Any]) -> None:
-    assert printed == "(224, 224) crop 0.875\n(0.485, 0.456, 0.406)\n"
+    assert printed == "(224, 224) crop 0.875\n(0.485, 0.456, 0.406)\n(1, 3, 416, 416) 0 114\n"
     assert names["how"].std == (0.229, 0.224, 0.225)
 
 

@@ -83,6 +83,7 @@ def test_the_bill_names_all_that_is_shipped_and_nothing_else() -> None:
         ("MIT OR GPL-3.0-only", True),
         ("Apache-2.0 WITH LLVM-exception AND (BSD-3-Clause OR GPL-2.0-only)", True),
         ("ISC License (ISCL); MIT License", True),
+        ("FreeBSD", True),
         ("MIT AND GPL-3.0-only", False),
         ("MIT License; GNU General Public License v3 (GPLv3)", False),
         ("(MIT OR GPL-3.0-only) AND AGPL-3.0-only", False),

@@ -70,6 +70,24 @@ def agrees(path, model, *shapes, dtype=torch.float32) -> None:
 SIZES = ((1, 3, 8, 8), (7, 3, 8, 8), (2, 3, 5, 6), (3, 3, 13, 8), (2, 3, 6, 21))
 
 
+def test_letterboxed_pictures_with_blue_first(tmp_path) -> None:
+    boxed = {"size": (8, 8), "fit": "letterbox", "channels": 3, "fill": 114 / 255, "order": "bgr"}
+    how = (
+        by.Preprocessing(**boxed, place="corner", antialias=False, mean=(0,), std=(0.5,)),
+        by.Preprocessing(size=(8, 8), fit="pad", fill=0.3, place="corner", channels=3, mean=(0.1,), std=(0.3,)),
+    )
+    whole, alone = by.assemble(pair(how=how)), part(how=by.Preprocessing(**boxed))
+    shapes = (*SIZES, (2, 3, 40, 7), (1, 3, 1, 9))
+    agrees(export_onnx(whole, tmp_path / "bytes.onnx", dtype="uint8").path, whole, *shapes, dtype=torch.uint8)
+    path = export_onnx(alone, tmp_path / "floats.onnx").path
+    agrees(path, alone, *shapes)
+    x = torch.rand(2, 3, 40, 7, generator=torch.Generator().manual_seed(7))
+    found = session(path).run(["logits"], {"images": x.numpy()})[0]
+    for other in ({"fit": "resize"}, {"order": "rgb"}, {"place": "corner"}, {"fill": 0.2}):
+        changed = alone.with_preprocessing(how[0].changed(boxed).changed(other))
+        assert np.abs(found - changed(changed.preprocess(x)).detach().numpy()).max() > 1e-3, other
+
+
 @pytest.mark.parametrize(
     ("form", "scaling", "reject", "makes", "more"),
     [

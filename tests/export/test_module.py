@@ -362,6 +362,22 @@ HOWS = [
     )
 ]
 HOWS += [
+    by.Preprocessing(
+        size=size, fit=fit, place=place, fill=114 / 255, interpolation=curve, antialias=smooth, order=order
+    )
+    for (size, fit, place, order), curve, smooth in itertools.product(
+        [
+            ((8, 8), "letterbox", "centre", "bgr"),
+            ((6, 9), "letterbox", "corner", "rgb"),
+            ((9, 16), "pad", "corner", "rgb"),
+        ],
+        ["bilinear", "bicubic"],
+        [True, False],
+    )
+]
+HOWS += [
+    by.Preprocessing(order="bgr", channels=3, mean=(0.5, 0.1, 0.2), std=(0.25, 1 / 3, 0.1)),
+    by.Preprocessing(order="bgr", size=(9, 9), fit="pad", fill=0.3),
     by.Preprocessing(channels=1, mean=(0.5,), std=(0.25,)),
     by.Preprocessing(channels=3, mean=(0.5,), std=(0.25,)),
     by.Preprocessing(channels=3, size=(7, 7), mean=(0.5, 0.1, 0.2), std=(0.25, 1 / 3, 0.1)),
@@ -389,6 +405,9 @@ def test_preprocessing_has_the_same_bits(how, tmp_path) -> None:
     if how.mean is not None and len(how.mean) == 3:
         with pytest.raises(ValueError, match="3 channels"):
             module.preprocess(torch.rand(1, 2, 8, 8))
+    if how.order == "bgr" and how.channels is None:
+        with pytest.raises(ValueError, match="3 channels"):
+            module.preprocess(torch.rand(1, 1, 8, 8))
     if how.unknown:
         assert "not known" in module.preprocess.__doc__
 

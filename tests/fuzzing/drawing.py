@@ -441,10 +441,14 @@ def _preprocessing(rng: random.Random, image: tuple[int, ...]) -> dict[str, Any]
     found: dict[str, Any] = {}
     if rng.random() < 0.3 and (len(image) == 3 or rng.random() < 0.1):
         found["size"] = list(image[1:]) if len(image) == 3 else [8, 8]
-        found["fit"] = rng.choice(("resize", "crop", "pad"))
+        found["fit"] = rng.choice(("resize", "crop", "pad", "letterbox"))
         found["crop"] = rng.choice((1.0, 0.875, 0.5, 0.01)) if rng.random() < 0.95 else 1e-9
+        if found["fit"] in ("pad", "letterbox"):
+            found |= {"crop": 1.0, "fill": rng.choice((0.0, 0.4, 1.0)), "place": rng.choice(("centre", "corner"))}
     if rng.random() < 0.3 and (image[0] in (1, 3) or rng.random() < 0.1) and (len(image) == 3 or rng.random() < 0.1):
         found["channels"] = 1 if rng.random() < 0.1 or image[0] == 1 else 3
+    if image[0] == 3 and found.get("channels") != 1 and rng.random() < 0.2:
+        found["order"] = "bgr"
     if rng.random() < 0.3:
         count = rng.choice((1, image[0])) if rng.random() < 0.95 else 3
         found |= {"mean": [0.5] * min(9, count), "std": [rng.choice((0.25, 1e-300, 1e300))] * min(9, count)}

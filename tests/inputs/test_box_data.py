@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from brickyard.base._errors import BrickyardError
 from brickyard.inputs import BoxData, Truth, load_box_data
+from brickyard.inputs._box_table import Marked
 from brickyard.inputs._decoding import decode_image, image_sides
 from conftest import needed_package
-from errors import refused
+from errors import judge, refused
 
 NAMES = ["cat", "dog", "eel"]
 SIDES = [(30, 40), (50, 20), (24, 24), (33, 47)]  # height, width
@@ -283,6 +286,17 @@ def test_several_json_files_of_a_split(tmp_path: Path) -> None:
         load_box_data(tmp_path)
 
 
+def test_annotations_beside_the_pictures_of_a_split(tmp_path: Path, capsys) -> None:
+    coco(tmp_path / "made")
+    (tmp_path / "made" / "images" / "train2017").rename(tmp_path / "valid")
+    made = tmp_path / "made" / "annotations" / "instances_train2017.json"
+    made.rename(tmp_path / "valid" / "_annotations.coco.json")
+    (tmp_path / "made").rename(tmp_path / ".made")
+    (tmp_path / "README.yaml").write_text("a: b")
+    assert listed(load_box_data(tmp_path, "test")) == WANTED
+    assert "'valid' serves as it" in capsys.readouterr().err
+
+
 def test_pictures_that_cannot_be_decoded_or_have_another_size_are_left_out(tmp_path: Path) -> None:
     coco(tmp_path)
     folder = tmp_path / "images" / "train2017"
@@ -546,6 +560,37 @@ def test_columns_that_have_another_form(tmp_path: Path) -> None:
         load_box_data(tmp_path)
 
 
+def test_shards_of_one_set_are_read_together_and_others_are_refused(tmp_path: Path) -> None:
+    parquet(tmp_path)
+    pq = needed_package("pyarrow.parquet")
+    table = pq.read_table(tmp_path / "train.parquet")
+    (tmp_path / "train.parquet").unlink()
+    first, second = (tmp_path / f"train-{k:05}-of-00002.parquet" for k in range(2))
+    write(table.slice(0, 1), first)
+    write(table.slice(1), second)
+    data = load_box_data(tmp_path)
+    assert listed(data) == WANTED
+    assert torch.equal(data.picture(2), decode_image(picture(2)))
+    for other in (table.slice(1).drop_columns("boxes"), table.slice(1).replace_schema_metadata({"names": '["a"]'})):
+        write(other, second)
+        with refused("data-damaged-file" if "boxes" in other.column_names else "data-unknown-format", second.name):
+            load_box_data(tmp_path)
+
+
+def test_a_column_that_repeats_itself_is_counted_while_it_is_read(tmp_path: Path, monkeypatch) -> None:
+    pa = needed_package("pyarrow")
+    image = [{"bytes": encoded(0), "path": None}] * 400
+    boxes = [[[0.5, 0.5, 0.1, 0.1]] * 9] * 400
+    write(pa.table({"image": image, "boxes": boxes, "labels": [[0] * 9] * 400}), tmp_path / "train.parquet")
+    monkeypatch.setattr("brickyard.inputs._box_columns.MOST_BOXES", 3_999)
+    seen: list[int] = []
+    real = Marked.of
+    monkeypatch.setattr(Marked, "of", lambda *given, **named: seen.append(1) or real(*given, **named))
+    with refused("data-too-large", "3,999"):
+        load_box_data(tmp_path)
+    assert 300 < len(seen) < 400
+
+
 def test_names_in_place_of_numbers_and_rows_without_a_picture(tmp_path: Path) -> None:
     pa = needed_package("pyarrow")
     image = [{"bytes": encoded(0), "path": None}, {"bytes": None, "path": "/etc/passwd"}, None]
@@ -594,6 +639,53 @@ def test_places_that_hold_no_such_data(spec: str, code: str, tmp_path: Path) -> 
     (tmp_path / "a.txt").write_text("")
     with refused(code):
         load_box_data(spec.format(tmp_path))
+
+
+WORDS = (
+    b"-1",
+    b"1e400",
+    b"NaN",
+    b"null",
+    b"{}",
+    b"[]",
+    b'""',
+    b"true",
+    b"<",
+    b"\xff",
+    b"\0",
+    b"9" * 5000,
+    b"../",
+    b"\n",
+)
+
+
+@pytest.mark.parametrize("form", [coco, yolo, voc])
+def test_whatever_is_changed_in_a_file_is_read_or_refused(form: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Words and bytes of the texts are replaced: boxes that are read lie in their pictures, all else is an error."""
+    form(tmp_path)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png")
+    rng = np.random.default_rng(3)
+    outcomes = set()
+    for k in range(60):
+        path = files[int(rng.integers(len(files)))]
+        before = path.read_bytes()
+        words = list(re.finditer(rb"[^\s,:<>\[\]{}]+", before))
+        word = words[int(rng.integers(len(words)))]
+        new = WORDS[k % len(WORDS)] if k % 3 else bytes([int(rng.integers(256))])
+        path.write_bytes(before[: word.start()] + new + before[word.end() if k % 3 else word.start() + 1 :])
+        try:
+            data = load_box_data(tmp_path)
+        except BrickyardError as error:
+            judge(error, error.code)
+            outcomes.add(error.code)
+        else:
+            outcomes.add("")
+            for truth in map(data.truth, range(len(data))):
+                assert bool((truth.boxes >= 0).all() & (truth.boxes[:, 2:] > truth.boxes[:, :2]).all())
+                assert bool((truth.boxes[:, 2:] <= torch.tensor(truth.sides[::-1])).all())
+                assert bool(((truth.labels >= 0) & (truth.labels < len(data.classes))).all())
+        path.write_bytes(before)
+    assert {"", "data-damaged-file"} <= outcomes
 
 
 @pytest.mark.shared

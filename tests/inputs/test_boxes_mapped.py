@@ -28,7 +28,7 @@ SIDES = [(50, 70), (51, 40), (200, 110), (100, 301), (120, 180), (60, 90)]
 
 
 def edges(x: Tensor) -> Tensor:
-    """Left, top, right and bottom of what is bright in an image (1, 1, H, W): where half of its brightness is passed."""
+    """Left, top, right and bottom of what is brighter than half in an image (1, 1, H, W)."""
     found = []
     for profile in (x[0, 0].amax(0), x[0, 0].amax(1)):
         bright = (profile > profile.max() / 2).nonzero().flatten()

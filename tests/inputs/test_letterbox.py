@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,11 +17,16 @@ from torch.export import Dim, export
 
 import brickyard as by
 from brickyard import Preprocessing
+from brickyard.component._component import check_input
 from brickyard.inputs._content import marks
+from brickyard.inputs._datasets import load_data
 from brickyard.inputs._preprocessing import framed, preprocess, sized
+from brickyard.sources._resolve import check_seen_by_all, labelled_images
+from brickyard.testing import chain, randomised
 from errors import refused
 
 GREY = 114 / 255
+NAMES = (["a", "b", "c", "d"], ["e", "f", "g", "h"])
 YOLOX = Preprocessing(size=(24, 32), fit="letterbox", fill=GREY, place="corner", order="bgr")
 SHAPES = [(20, 90), (90, 20), (7, 5), (24, 32), (48, 64), (200, 3), (1, 1)]  # wide, tall, smaller, fitting, larger
 
@@ -113,6 +121,16 @@ def test_reversed_colours_need_colours() -> None:
         Preprocessing(order="bgr", channels=1)
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (4, 8, 8), (3, 64)])
+def test_files_that_reverse_other_than_three_colours_are_refused(shape) -> None:
+    manifest: Any = SimpleNamespace(preprocessing=Preprocessing(order="bgr"), input_shape=shape)
+    with refused("file-inconsistent", str(shape[0])):
+        check_input(manifest)
+    manifest.preprocessing = Preprocessing()
+    check_input(manifest)
+    check_input(SimpleNamespace(preprocessing=YOLOX, input_shape=(3, 24, 32)))
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -198,8 +216,37 @@ def test_a_folder_of_pictures_of_several_sizes_is_letterboxed(tmp_path) -> None:
     pixels = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in ((10, 30), (30, 10), (60, 60))]
     for index, one in enumerate(pixels):
         Image.fromarray(one).save(tmp_path / "a" / f"{index}.png")
-    data = by.inputs.load_data(str(tmp_path), size=YOLOX)
+    data = load_data(str(tmp_path), size=YOLOX)
     raw = [torch.from_numpy(one).permute(2, 0, 1)[None] for one in pixels]
     assert torch.equal(preprocess(data.images, YOLOX), torch.cat([preprocess(one, YOLOX) for one in raw]))
     squashed = Preprocessing(size=(24, 32), order="bgr")
     assert not torch.equal(preprocess(data.images, YOLOX), torch.cat([preprocess(one, squashed) for one in raw]))
+
+
+def test_parts_that_letterbox_and_others_are_shown_the_same_pictures(tmp_path) -> None:
+    boxed, squashed = YOLOX.changed({"size": (8, 8)}), Preprocessing(size=(8, 8))
+    images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 4
+    parts = []
+    for index, how in enumerate((boxed, squashed)):
+        model = randomised(chain(), index)
+        relevance = by.locate(model, images, classes=NAMES[index], preprocessing=how)
+        parts.append(by.disassemble(model, relevance, task=[0, 1], heal="none"))
+    whole = by.assemble(parts)
+    rng, pixels = np.random.default_rng(0), []
+    for name in ("a", "b", "e", "f"):
+        (tmp_path / name).mkdir()
+        pixels.append(rng.integers(0, 256, (6, 20, 3), dtype=np.uint8))
+        Image.fromarray(pixels[-1]).save(tmp_path / name / "0.png")
+    raw = [torch.from_numpy(one).permute(2, 0, 1) for one in pixels]
+    read = labelled_images([str(tmp_path)], [("whole", whole.manifest)], "--data", shared=True)
+    found = [data.images for data in read if data is not None]
+    assert torch.equal(torch.cat(found), torch.stack(raw))  # as predict is shown them
+    alone = labelled_images([str(tmp_path)], [("part", parts[0].manifest)], "--data", shared=True)[0]
+    assert alone is not None
+    assert torch.equal(alone.images, torch.stack([sized(one, boxed) for one in raw[:2]]))
+    Image.fromarray(pixels[0][:, :9]).save(tmp_path / "e" / "1.png")  # no longer one size
+    with refused("data-not-batchable", "6x20", "6x9"):
+        labelled_images([str(tmp_path)], [("whole", whole.manifest)], "--data", shared=True)
+    with refused("data-not-batchable", repr(parts[0].manifest.source.name)):
+        check_seen_by_all(whole.manifest.parts)
+    check_seen_by_all([parts[0].manifest] * 2)

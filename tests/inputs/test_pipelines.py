@@ -173,5 +173,17 @@ def test_processors_are_read(name: str) -> None:
     processor = getattr(transformers, name)(**PROCESSORS[name])
     how = Preprocessing.from_processor(processor)
     same(how, lambda picture: processor(picture, return_tensors="pt")["pixel_values"][0])
-    with refused("option-preprocessing", "do_flip_channel_order"):
+    with refused("option-preprocessing", "do_flip_channel_order"):  # of which its type knows nothing
         Preprocessing.from_processor({**processor.to_dict(), "do_flip_channel_order": True})
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_an_order_of_colours_is_read(flip: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"size": {"shortest_edge": 48}, "crop_size": {"height": 42, "width": 42}}
+    processor = transformers.MobileViTImageProcessor(**sizes, do_flip_channel_order=flip)
+    how = Preprocessing.from_processor(processor)
+    assert how.order == ("bgr" if flip else "rgb")
+    same(how, lambda picture: processor(picture, return_tensors="pt")["pixel_values"][0])
+    said = {key: value for key, value in processor.to_dict().items() if key != "do_flip_channel_order"}
+    assert Preprocessing.from_processor(said).order == "bgr"  # which is what its type does

@@ -269,6 +269,8 @@ def test_recipes_can_be_made_in_python() -> None:
     assert recipe.components["low"].beta is None
     with pytest.raises(ValueError):
         recipe.brickyard = 2
+    boxed = {"size": 16, "fit": "letterbox", "fill": 0.4, "place": "corner", "order": "bgr"}
+    assert _schema.PreprocessingRecipe(**boxed).value() == by.Preprocessing(**boxed | {"size": (16, 16)})
 
 
 def test_code_runs_only_where_it_is_trusted(tmp_path) -> None:

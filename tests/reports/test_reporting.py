@@ -404,3 +404,5 @@ def test_all_of_a_preprocessing_that_is_not_usual_is_told() -> None:
     assert _preprocessing(usual) == "32x48 (resize)"
     odd = by.Preprocessing(size=(32, 48), fit="crop", crop=0.875, interpolation="bicubic", antialias=False)
     assert _preprocessing(odd) == "32x48 (crop, 0.875 of the side, bicubic, not antialiased)"
+    boxed = by.Preprocessing(size=(416, 416), fit="letterbox", fill=114 / 255, place="corner", channels=3, order="bgr")
+    assert _preprocessing(boxed) == "416x416 (letterboxed, filled with 0.447, in the top left corner); colour; BGR"

@@ -11,6 +11,7 @@ from torch import nn
 import brickyard as by
 from brickyard.axes._graph import trace
 from brickyard.inputs._datasets import ImageData, load_data
+from brickyard.inputs._preprocessing import preprocess
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._loading import Source, load_source, save_source
 from brickyard.sources._resolve import preprocessing_of, source_of
@@ -183,6 +184,49 @@ def test_what_is_not_given_of_a_preprocessing_stays_as_the_source_has_it() -> No
     asked = load(preprocessing_of(size="crop:192")).preprocessing
     assert (asked.size, asked.fit, asked.crop, asked.mean) == ((192, 192), "crop", 1.0, own.mean)  # the control
     assert load(preprocessing_of(size="200")).preprocessing.fit == "resize"
+
+
+def test_a_letterbox_takes_the_place_of_a_crop() -> None:
+    pytest.importorskip("torchvision")
+    load = partial(source_of, "torchvision:squeezenet1_1", None, None, random_weights=True)
+    own = load(None).preprocessing
+    words = {"size": "letterbox:96x64", "fill": "114/255", "place": "corner", "order": "bgr", "std": "1/255"}
+    found = load(preprocessing_of(**words, mean="0")).preprocessing
+    boxed = {"size": (96, 64), "fit": "letterbox", "crop": 1.0, "fill": 114 / 255, "place": "corner", "order": "bgr"}
+    assert found == own.changed({**boxed, "mean": (0.0,), "std": (1 / 255,)})
+    assert load(preprocessing_of(order="bgr")).preprocessing == own.model_copy(update={"order": "bgr"})
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "quoted"),
+    [
+        ({"fill": "0.5"}, "option-conflict", "--fill"),
+        ({"size": "crop:32", "place": "corner"}, "option-conflict", "--place"),
+        ({"size": "letterbox:32", "fill": "114"}, "option-preprocessing", "fill"),
+        ({"size": "letterbox:32", "fill": "1/0"}, "option-syntax", "'1/0'"),
+        ({"size": "letterbox:32", "place": "top"}, "option-preprocessing", "place"),
+        ({"size": "letterbox:32", "order": "grb"}, "option-preprocessing", "order"),
+        ({"size": "letter:32"}, "option-syntax", "'letter:32'"),
+        ({"mean": "0.5", "std": "1/x"}, "option-syntax", "--std"),
+    ],
+)
+def test_words_of_a_preprocessing_that_cannot_be_used(words, code, quoted) -> None:
+    with refused(code, quoted):
+        preprocessing_of(**words)
+
+
+def test_a_source_that_takes_blue_first_is_trained_with_the_mean_of_blue_first() -> None:
+    pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8) // torch.tensor([1, 2, 4]).view(1, 3, 1, 1)
+    images = ImageData(pixels.to(torch.uint8), torch.arange(8) % 2, ("a", "b"))
+    made = [
+        train_source("cnn?width=0.1", images, preprocessing=by.Preprocessing(order=order), epochs=1).source
+        for order in ("rgb", "bgr")
+    ]
+    rgb, bgr = (source.preprocessing for source in made)
+    assert (bgr.order, bgr.mean, bgr.std) == ("bgr", rgb.mean[::-1], rgb.std[::-1])
+    assert rgb.mean[0] > 1.5 * rgb.mean[1] > 2 * rgb.mean[2]
+    normal = preprocess(images.images, bgr).transpose(0, 1).flatten(1)
+    assert torch.allclose(normal.mean(1), torch.zeros(3), atol=1e-3)
 
 
 def test_a_source_is_trained_with_all_of_the_preprocessing_it_is_given() -> None:

@@ -74,6 +74,14 @@ INCONSISTENT: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda t: t["manifest"]["preprocessing"].update(size=[8, 8], fit="crop", crop=1e-9),
         "file-too-costly",
     ),
+    "a filling of nothing": (
+        lambda t: t["manifest"]["preprocessing"].update(size=[8, 8], fit="resize", fill=0.5),
+        "file-manifest-invalid",
+    ),
+    "a letterbox that is cropped": (
+        lambda t: t["manifest"]["preprocessing"].update(size=[8, 8], fit="letterbox", crop=0.5),
+        "file-manifest-invalid",
+    ),
     "signals that are resized": (
         lambda t: t["manifest"].update(input_shape=[3, 64], preprocessing={"channels": 3}),
         "file-network-invalid",

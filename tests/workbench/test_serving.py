@@ -24,6 +24,7 @@ from PIL import Image
 
 import brickyard as by
 from brickyard.base._messages import shown
+from brickyard.inputs._preprocessing import preprocess
 from brickyard.storage._atomic import write_content
 from brickyard.testing import chain
 from conftest import calls, needed_package
@@ -46,6 +47,7 @@ from brickyard.workbench._app import create_app
 from brickyard.workbench._bench import Bench
 from brickyard.workbench._guard import Guard
 from brickyard.workbench._limits import Limits
+from brickyard.workbench._why import frame
 from brickyard.yard._index import INDEX
 
 
@@ -260,8 +262,6 @@ def test_large_pictures_are_shrunk_once_and_say_the_same(yard) -> None:
     picture = torch.randint(0, 256, (3, 1500, 1501), dtype=torch.uint8)
     small = pictures.shrunk(picture, parts)
     assert small.shape == (3, 16, 16)
-    from brickyard.inputs._preprocessing import preprocess
-
     assert torch.equal(preprocess(small[None], how), preprocess(picture[None], how))
     assert pictures.shrunk(picture[:, :900], parts) is not None
     assert pictures.shrunk(picture[:, :900], parts).shape == (3, 900, 1501)  # not large: it stays
@@ -274,6 +274,38 @@ def test_large_pictures_are_shrunk_once_and_say_the_same(yard) -> None:
     torch.testing.assert_close(preprocess(small[None], middle), preprocess(slope[None], middle), atol=0.03, rtol=0)
     squeezed = preprocess(slope[None], by.Preprocessing(size=(16, 16)))  # the control
     assert float((preprocess(squeezed, middle) - preprocess(slope[None], middle)).abs().max()) > 0.5
+
+
+def test_pictures_of_several_sizes_are_letterboxed_and_not_squeezed(yard) -> None:
+    boxed = by.Preprocessing(size=(16, 16), channels=3, fit="letterbox", fill=0.4, mean=(0.4,), std=(0.3,))
+    manifest = yard.load("good").manifest
+    parts = [manifest.model_copy(update={"preprocessing": boxed, "input_shape": (3, 16, 16)})] * 2
+    generator = torch.Generator().manual_seed(0)
+    shown = [torch.randint(0, 256, (3, *sides), dtype=torch.uint8, generator=generator) for sides in ((9, 40), (40, 9))]
+    batch = pictures.stacked(shown, parts)
+    wanted = torch.cat([preprocess(one[None], boxed) for one in shown])
+    assert torch.equal(preprocess(batch, boxed), wanted)
+    squeezed = torch.cat([preprocess(one[None], boxed.changed({"fit": "resize"})) for one in shown])  # the control
+    assert not torch.allclose(squeezed, wanted, atol=0.1)
+    other = manifest.model_copy(update={"preprocessing": boxed.changed({"fit": "resize"})})
+    with refused("data-not-batchable", repr(manifest.source.name)):
+        pictures.stacked(shown, [parts[0], other])
+    assert len(pictures.stacked(shown[:1] * 2, [parts[0], other])) == 2
+
+
+@pytest.mark.parametrize("place", ["centre", "corner"])
+def test_a_map_lies_where_the_letterbox_has_the_picture(place) -> None:
+    how = by.Preprocessing(size=(40, 40), fit="letterbox", place=place)
+    picture = torch.zeros(1, 1, 100, 200, dtype=torch.float64)
+    picture[..., 60:80, 20:60] = 1
+    rows, columns = (preprocess(picture, how)[0, 0].amax(side) > 0.5 for side in (1, 0))
+    left, top, width, height = frame((100, 200), how)
+    for lit, first, length, edges in ((rows, top, height, (0.6, 0.8)), (columns, left, width, (0.1, 0.3))):
+        cells = lit.nonzero().flatten()
+        found = (first + length * int(cells[0]) / 40, first + length * (int(cells[-1]) + 1) / 40)
+        assert found == pytest.approx(edges, abs=length / 40)
+    assert (left, width) == (0, 1)
+    assert (top, height) == ((-0.5, 2) if place == "centre" else (0, 2))
 
 
 def test_forms_that_are_bombs_are_refused_at_once(app, yard) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from brickyard.base._errors import OptionError
-from brickyard.base._frozen import Frozen, first_problem
+from brickyard.base._frozen import Frozen, UnusableError, first_problem
 from brickyard.base._messages import brief, near
 
 Coding = Literal["grid", "sides", "bins", "centre", "corners"]
@@ -65,9 +65,7 @@ class Boxes(Frozen):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _UnusableBoxesError(
-                "option-boxes", f"boxes cannot be read that way: {first_problem(error)}"
-            ) from None
+            raise UnusableError("option-boxes", f"boxes cannot be read that way: {first_problem(error)}") from None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Boxes:
@@ -158,10 +156,6 @@ class Boxes(Frozen):
         objectness = None if self.objectness_at is None else moved(self.objectness_at)
         changes = {"classes": count, "boxes_at": moved(self.boxes_at), "objectness_at": objectness}
         return Boxes(**{**self.model_dump(), **changes})
-
-
-class _UnusableBoxesError(OptionError, ValueError):
-    """Unusable values: an `OptionError` for direct callers, a validation problem within a file."""
 
 
 FAMILIES: dict[str, Boxes] = {

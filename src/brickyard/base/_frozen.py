@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from brickyard.base._errors import FileError
+from brickyard.base._errors import FileError, OptionError
 from brickyard.base._messages import told
 
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -19,6 +19,10 @@ class Frozen(BaseModel):
     """A frozen value that rejects unknown keys and non-finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class UnusableError(OptionError, ValueError):
+    """Unusable values: an `OptionError` for direct callers, a validation problem within a file."""
 
 
 def validated(kind: type[ModelT], value: Json, what: str) -> ModelT:

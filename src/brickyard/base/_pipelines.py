@@ -142,7 +142,8 @@ def from_processor(processor: Any) -> Values:
     if kind.startswith("Levit") and not isinstance(own["size"], int) and "shortest_edge" in own["size"]:
         own = {**own, "size": {"shortest_edge": int(own["size"]["shortest_edge"] * 256 / 224)}}
     values: Values = {"channels": 3}
-    flips = kind.startswith("MobileViT")  # which does unless it says otherwise
+    flips = kind.startswith("MobileViT")  # which swaps red and blue, and does not normalise, unless it says otherwise
+    normalises = bool(own.get("do_normalize", not flips))
     if own.get("do_flip_channel_order", flips):
         if not flips:
             raise _cannot(f"an image processor of type {kind} with do_flip_channel_order", "that type has no such step")
@@ -155,9 +156,9 @@ def from_processor(processor: Any) -> Values:
     factor = float(own.get("rescale_factor", BYTES)) if own.get("do_rescale", True) else 1.0
     shift = 1.0 if own.get("rescale_offset") else 0.0
     mean, std = _numbers(0), _numbers(1)
-    if own.get("do_normalize", True) and own.get("image_mean") is not None:
+    if normalises and own.get("image_mean") is not None:
         mean, std = _numbers(own["image_mean"]), _numbers(own["image_std"])
-    if own.get("include_top") and own.get("do_normalize", True):  # EfficientNet's divides once more
+    if own.get("include_top") and normalises:  # EfficientNet's divides once more
         std = tuple(value * more for value, more in zip(std, _numbers(own["image_std"]), strict=True))
     # (255 x factor - shift - mean) / std, for x in [0, 1]
     scale = 255 * factor

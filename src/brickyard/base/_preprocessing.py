@@ -9,8 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from brickyard.base import _pipelines
 from brickyard.base._boxes import Boxes
-from brickyard.base._errors import OptionError
-from brickyard.base._frozen import Frozen, first_problem
+from brickyard.base._frozen import Frozen, UnusableError, first_problem
 
 Fit = Literal["resize", "crop", "pad", "letterbox"]
 Place = Literal["centre", "corner"]
@@ -32,10 +31,6 @@ _DETECTORS: dict[str, dict[str, Any]] = {
     "yolov5": _BOXED,
     "yolov8": _BOXED,
 }
-
-
-class _UnusableError(OptionError, ValueError):
-    """Unusable values: an `OptionError` for direct callers, a validation problem within a file."""
 
 
 class Preprocessing(Frozen):
@@ -107,7 +102,7 @@ class Preprocessing(Frozen):
             given = f": {place[0]!s}={values[str(place[0])]!r:.60}" if place and str(place[0]) in values else ""
             problem = first_problem(error).removeprefix("Value error, ")
             known = ", ".join(type(self).model_fields)
-            raise _UnusableError(
+            raise UnusableError(
                 "option-preprocessing",
                 f"preprocessing{given} cannot be used: {problem}; its options are {known}, for "
                 "example size=(32, 32), mean=(0.5,), std=(0.25,)",

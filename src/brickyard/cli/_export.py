@@ -11,7 +11,7 @@ from brickyard.base._errors import OptionError
 from brickyard.cli._options import DATA_HELP, File, Force, Output, check_companion, check_effect
 from brickyard.cli._output import Result, model
 from brickyard.runtime._progress import say
-from brickyard.sources._resolve import check_free, data_of
+from brickyard.sources._resolve import check_free, data_of, seen_by
 
 
 def export(
@@ -75,7 +75,8 @@ def export(
         part = exported.manifest.parts[0]
         images: Any = None
         if data is not None:
-            images = data_of(data, part.preprocessing, "test", MOST_CHECKED, shape=part.input_shape)
+            how = seen_by(part, exported.manifest.parts)
+            images = data_of(data, how, "test", MOST_CHECKED, shape=part.input_shape)
         options: Any = {"dtype": "uint8" if uint8 else "float32", "channels": channels, "int8": int8}
         if calibration_data:
             options["images"] = _calibration(calibration_data, exported)
@@ -94,7 +95,7 @@ def _calibration(specs: Sequence[str], exported: Any) -> list[Any]:
     found: list[Any] = []
     part = exported.manifest.parts[0]
     for spec in specs:
-        data = data_of(spec, part.preprocessing, shape=part.input_shape)
+        data = data_of(spec, seen_by(part, exported.manifest.parts), shape=part.input_shape)
         named = [name for name in data.classes if name in exported.classes]
         if named and not exported.reject:
             known = data.of_classes(named)

@@ -364,7 +364,7 @@ def _unlabelled(specs: list[str], parts: list[ComponentManifest]) -> list[Any]:
     return [
         pictures_in(folder)
         if (folder := Path(spec)).is_dir() and any(is_picture(file.name) for file in folder.rglob("*"))
-        else resolve.data_of(spec, part.preprocessing, shape=part.input_shape)
+        else resolve.data_of(spec, resolve.seen_by(part, parts), shape=part.input_shape)
         for spec in specs
     ]
 

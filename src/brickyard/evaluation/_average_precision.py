@@ -184,18 +184,18 @@ def paired_drop(
 
 @dataclass(frozen=True)
 class _Class:
-    """The matches of a class, by falling score.
+    """The matches of a class, by falling score. Boxes that match a crowd are neither right nor wrong.
 
     Attributes:
-        image: (found,) which image each box is of.
-        right: (found,) 1 where it matches an object.
-        wrong: (found,) 1 where it matches nothing; neither where it matches a crowd.
+        right: (right,) which image each box is of that matches an object.
+        wrong: (wrong,) which image each box is of that matches nothing.
+        before: (right,) how many wrong boxes come before each right one.
         objects: (images,) how many objects there are.
     """
 
-    image: NDArray[np.int64]
-    right: Floats
-    wrong: Floats
+    right: NDArray[np.int64]
+    wrong: NDArray[np.int64]
+    before: NDArray[np.int64]
     objects: Floats
 
 
@@ -228,7 +228,7 @@ class _Matches:
         for held in self.classes:
             counts = weights @ held.objects
             some = np.flatnonzero(counts)
-            step = max(1, _AT_ONCE // max(1, len(held.image)))
+            step = max(1, _AT_ONCE // (1 + len(held.right) + len(held.wrong)))
             for start in range(0, len(some), step):
                 rows = some[start : start + step]
                 total[rows] += self._ap(held, weights[rows], counts[rows])
@@ -237,16 +237,18 @@ class _Matches:
             return 100 * total / tried
 
     def _ap(self, held: _Class, weights: Floats, counts: Floats) -> Floats:
-        """Average precision of a class, (draws,): as pycocotools accumulates it, step by step."""
-        if not len(held.image):
+        """Average precision of a class, (draws,): as pycocotools accumulates it.
+
+        Precision rises at right boxes only, so that its value there is all that counts.
+        """
+        if not len(held.right):
             return np.zeros(len(weights))
-        each = weights[:, held.image]
-        right, wrong = (each * held.right).cumsum(1), (each * held.wrong).cumsum(1)
-        recall = right / counts[:, None]
-        precision = right / (right + wrong + _SPACING)
+        right = weights[:, held.right].cumsum(1)
+        wrong = np.concatenate([np.zeros((len(weights), 1)), weights[:, held.wrong].cumsum(1)], axis=1)
+        precision = right / (right + wrong[:, held.before] + _SPACING)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         padded = np.concatenate([envelope, np.zeros((len(weights), 1))], axis=1)  # recalls that are not reached
-        places = np.stack([np.searchsorted(row, self.recalls) for row in recall])
+        places = np.stack([np.searchsorted(row, self.recalls) for row in right / counts[:, None]])
         taken: Floats = np.take_along_axis(padded, places, axis=1).mean(1)
         return taken
 
@@ -263,8 +265,8 @@ def _class(items: Sequence[dict[str, Any] | None], images: int) -> _Class:
     for k, item in held:
         objects[k] = np.count_nonzero(np.asarray(item["gtIgnore"]) == 0)
     order = np.argsort(-score, kind="mergesort")
-    right, wrong = (matched & ~ignored)[order].astype(float), (~matched & ~ignored)[order].astype(float)
-    return _Class(image[order], right, wrong, objects)
+    right, wrong = (matched & ~ignored)[order], (~matched & ~ignored)[order]
+    return _Class(image[order][right], image[order][wrong], wrong.cumsum()[right], objects)
 
 
 # -- pycocotools ---------------------------------------------------------------------------------------------------

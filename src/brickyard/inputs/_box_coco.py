@@ -58,8 +58,8 @@ def _the_one(folder: Path, found: list[Path]) -> list[Path]:
     """
     named = [path for path in found if "instances" in _words(path)]
     if len(found) > 1 and len(named) != 1:
-        some = examples([path.name for path in found])
-        why = f"{folder} holds {len(found)} JSON files that may be meant, such as {some}"
+        names = examples([path.name for path in found])
+        why = f"{folder} holds {len(found)} JSON files that may be meant, such as {names}"
         raise DataError("data-unknown-format", f"{why}; name the file itself")
     return named if len(found) > 1 else found
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from brickyard.base._errors import DataError
 from brickyard.base._lazy import package
@@ -40,25 +43,44 @@ def read_box_columns(files: Sequence[Path], split: str) -> BoxesFound:
     package("pyarrow.parquet", "parquet", str(files[0]))
     parquet = files[0].suffix.lower() == ".parquet"
     opened: list[ColumnFile] = [ParquetFile(path) if parquet else ArrowFile(path) for path in files]
-    image, columns, metadata = _columns(opened[0])
-    rows: list[Row] = []
-    lengths = []
+    kinds = [_columns(file) for file in opened]
+    image, columns, metadata = kinds[0]
+    odd = next((k for k, kind in enumerate(kinds) if _told_of(kind) != _told_of(kinds[0])), None)
+    if odd is not None:
+        why = f"{files[odd]} has other columns or class names than {files[0].name}"
+        raise DataError("data-damaged-file", f"{why}; get all shards of one set")
+    marked: list[Marked] = []
+    classes: list[list[Any]] = []
+    lengths, count = [], 0
     for file in opened:
-        start = len(rows)
+        start = len(marked)
         with file.open() as found:
             for _, batch in found.batches(columns, lambda rows: True):
-                rows += _rows(batch, columns, files[0], len(rows))
-        lengths.append(len(rows) - start)
-    _check_count(rows, files[0])
+                for row in _rows(batch, columns, files[0], len(marked)):
+                    count += 1 + len(row[0])
+                    _check_count(count, files[0])
+                    marked.append(_marked(row, len(marked), files[0]))
+                    classes.append(row[1])
+        lengths.append(len(marked) - start)
     features = features_of(metadata) or (None if parquet else features_beside(files[0]))
-    labels, classes = _labels([row[1] for row in rows], columns, features, metadata, files[0])
-    marked = [_marked(row, known, k, files[0]) for k, (row, known) in enumerate(zip(rows, labels, strict=True))]
+    labels, names = _labels(classes, columns, features, metadata, files[0])
+    marked = [replace(one, labels=np.array(held, np.int64)) for one, held in zip(marked, labels, strict=True)]
     name = path_title(files[0]) if len(files) == 1 else f"{files[0].parent.name}/{split}"
     coding: Coding = "shares" if len(columns) > 1 else "unknown"
-    return BoxesFound(Column(opened, lengths, image, strict=False), marked, classes, name, coding, Counter())
+    return BoxesFound(Column(opened, lengths, image, strict=False), marked, names, name, coding, Counter())
 
 
-def _columns(file: ColumnFile) -> tuple[str, list[str], dict[bytes, bytes] | None]:
+Kind = tuple[str, list[str], dict[bytes, bytes] | None]
+"""The column of images, those of objects, and what the file says of itself."""
+
+
+def _told_of(kind: Kind) -> tuple[str, list[str], list[str] | None]:
+    """The columns and the class names of a file."""
+    image, columns, metadata = kind
+    return image, columns, _feature_names(features_of(metadata), columns) or _plain_names(metadata)
+
+
+def _columns(file: ColumnFile) -> Kind:
     """The column of images, that of objects or those of boxes and classes, and what the file says of itself."""
     with file.open() as found:
         names = list(found.columns)
@@ -92,22 +114,23 @@ def _objects(value: Any, path: Path, row: int) -> Row:
     return picked[0] or [], picked[1] or [], picked[2] or []
 
 
-def _check_count(rows: Sequence[Row], path: Path) -> None:
-    count = sum(len(boxes) for boxes, *_ in rows)
+def _check_count(count: int, path: Path) -> None:
     if count > MOST_BOXES:
-        why = f"{path} has {count:,} boxes, and {MOST_BOXES:,} are the limit"
+        why = f"{path} has more than {MOST_BOXES:,} rows and boxes, which is the limit"
         raise DataError("data-too-large", f"{why}; divide it")
 
 
-def _marked(row: Row, labels: Sequence[int], k: int, path: Path) -> Marked:
-    boxes, _, crowd = row
-    values = [[number(value) for value in box] if isinstance(box, list) else [] for box in boxes]
-    odd = next((box for box in values if len(box) != 4 or None in box), None)
-    if odd is not None or len(labels) != len(boxes) or len(crowd) not in (0, len(boxes)):
-        found = f"{len(boxes)} boxes and {len(labels)} classes" if odd is None else told(repr(odd), 60)
+def _marked(row: Row, k: int, path: Path) -> Marked:
+    """What is marked in a row, without the classes."""
+    boxes, classes, crowd = row
+    values = [[number(value) for value in box] if isinstance(box, list) and len(box) == 4 else [] for box in boxes]
+    odd = next((place for place, box in enumerate(values) if not box or None in box), None)
+    if odd is not None or len(classes) != len(boxes) or len(crowd) not in (0, len(boxes)):
+        found = f"{len(boxes)} boxes and {len(classes)} classes" if odd is None else told(repr(boxes[odd]), 60)
         why = f"{path}: row {k} must have four numbers and a class for each box, got {found}"
         raise DataError("data-damaged-file", f"{why}; repair it, or leave it out")
-    return Marked.of([[float(v) for v in box if v is not None] for box in values], labels, [bool(c) for c in crowd])
+    numbers = [[value for value in box if value is not None] for box in values]
+    return Marked.of(numbers, [0] * len(boxes), [bool(value) for value in crowd])
 
 
 # -- classes -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from brickyard.inputs._box_coco import coco_files, read_coco
 from brickyard.inputs._box_columns import read_box_columns
 from brickyard.inputs._box_table import BoxesFound, BoxTable, Truth, checked, said
 from brickyard.inputs._box_voc import read_voc, voc_root
-from brickyard.inputs._box_yolo import read_yolo, yolo_file
+from brickyard.inputs._box_yolo import read_yolo, yolo_files
 from brickyard.inputs._columns import saved_files, saved_folder, shards
 from brickyard.inputs._datasets import place_and_options
 from brickyard.inputs._decoding import decode_image
@@ -285,9 +285,11 @@ def _read_folder(path: Path, wanted: Wanted) -> BoxesFound | None:
         return read_box_columns(files, wanted.split)
     if (saved := saved_folder(path, wanted)) is not None:
         return read_box_columns(saved_files(saved), wanted.split)
-    if (file := yolo_file(path)) is not None:
-        return read_yolo(file, wanted)
+    usual, lone = yolo_files(path)
+    if usual is not None:
+        return read_yolo(usual, wanted)
     if (root := voc_root(path)) is not None:
         return read_voc(root, wanted)
-    annotations = coco_files(path, wanted)
-    return read_coco(annotations[0], wanted) if annotations else None
+    if annotations := coco_files(path, wanted):
+        return read_coco(annotations[0], wanted)
+    return None if lone is None else read_yolo(lone, wanted)

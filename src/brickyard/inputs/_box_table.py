@@ -85,21 +85,24 @@ class Marked:
         held = np.array(crowd if len(crowd) else [False] * len(labels), bool)
         return cls(np.array(boxes, float).reshape(-1, 4), np.array(labels, np.int64), held, stated)
 
-    def joined(self, other: Marked) -> Marked:
-        """The objects of two entries for one image, each once."""
-        known = set(map(_row, self.boxes, self.labels))
-        new = [k for k, row in enumerate(map(_row, other.boxes, other.labels)) if row not in known]
-        if not new:
-            return self
-        boxes, labels, crowd = (
-            np.concatenate([mine, its[new]])
-            for mine, its in ((self.boxes, other.boxes), (self.labels, other.labels), (self.crowd, other.crowd))
-        )
-        return Marked(boxes, labels, crowd, self.stated or other.stated)
 
-
-def _row(box: Floats, label: np.int64) -> bytes:
-    return box.tobytes() + label.tobytes()
+def _joined(parts: Sequence[Marked]) -> Marked:
+    """The objects of all entries for one image, each once."""
+    if len(parts) == 1:
+        return parts[0]
+    boxes, labels, crowd = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes", "labels", "crowd")
+    )
+    own = len(parts[0].labels)  # which may hold equal ones
+    known = {box.tobytes() + label.tobytes() for box, label in zip(boxes[:own], labels[:own], strict=True)}
+    kept = list(range(own))
+    for k in range(own, len(labels)):
+        row = boxes[k].tobytes() + labels[k].tobytes()
+        if row not in known:
+            known.add(row)
+            kept.append(k)
+    stated = next((part.stated for part in parts if part.stated), None)
+    return Marked(boxes[kept], labels[kept], crowd[kept], stated)
 
 
 @dataclass(frozen=True)
@@ -126,16 +129,14 @@ class BoxesFound:
 
 def of_entries(entries: Iterable[tuple[Path | None, Marked]], left_out: Counter[str]) -> tuple[Files, list[Marked]]:
     """Pictures in files of their own: missing ones are counted, and several entries for one are joined."""
-    known: dict[str, Marked] = {}
+    known: dict[str, list[Marked]] = {}
     for path, marked in entries:
         if path is None:
             left_out[MISSING] += 1
-        elif str(path) in known:
-            left_out[TWICE] += 1
-            known[str(path)] = known[str(path)].joined(marked)
         else:
-            known[str(path)] = marked
-    return Files(list(known)), list(known.values())
+            left_out[TWICE] += str(path) in known
+            known.setdefault(str(path), []).append(marked)
+    return Files(list(known)), [_joined(parts) for parts in known.values()]
 
 
 def number(value: Any) -> float | None:

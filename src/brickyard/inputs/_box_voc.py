@@ -13,7 +13,7 @@ import numpy as np
 from brickyard.base._errors import DataError
 from brickyard.base._limits import DEPTH
 from brickyard.base._messages import first_line, told
-from brickyard.inputs._box_table import BoxesFound, Marked, Sides, of_entries
+from brickyard.inputs._box_table import TWICE, BoxesFound, Marked, Sides, of_entries
 from brickyard.inputs._folders import split_folder
 from brickyard.inputs._listings import Folders
 from brickyard.inputs._reading import MAX_TEXT, Wanted, examples, no_split, note, say_stand_in, split_names
@@ -83,10 +83,10 @@ def read_voc(folder: Path, wanted: Wanted) -> BoxesFound:
     from_zero = any(min(box[:2]) == 0 for page in pages.values() for box in page.boxes)
     if from_zero:
         note(f"{folder.name}: some boxes begin at 0, so coordinates count from 0, and not from 1 as in VOC itself")
-    left_out: Counter[str] = Counter()
+    left_out = Counter({TWICE: len(chosen) - len(set(chosen))})
     home = next((folder / name for name in _HOMES if whole and (folder / name).is_dir()), None)
     folders, entries = Folders(), []
-    for path in chosen:
+    for path in dict.fromkeys(chosen):
         page = pages[path]
         boxes = np.array(page.boxes, float).reshape(-1, 4) - (0 if from_zero else np.array([1, 1, 0, 0]))
         marked = Marked.of(boxes.tolist(), [places[name] for name in page.names], page.difficult, page.stated)

@@ -13,7 +13,7 @@ import numpy as np
 from brickyard.base._classes import ordered_names
 from brickyard.base._errors import DataError, TaskError
 from brickyard.base._messages import first_line, told
-from brickyard.inputs._box_table import MOST_CLASSES, BoxesFound, Marked, of_entries
+from brickyard.inputs._box_table import MOST_CLASSES, TWICE, BoxesFound, Marked, of_entries
 from brickyard.inputs._folders import pictures_in
 from brickyard.inputs._reading import (
     MAX_TEXT,
@@ -29,15 +29,16 @@ from brickyard.inputs._reading import (
 
 MOST_YAML = 1 << 19  # bytes of the YAML file: there may be thousands of names
 MOST_LABELS = 1 << 24  # bytes of the labels of one picture
+MOST_PLACES = 1_000
 _DEPTH = 16
 _SHORTEST_OUTLINE = 6  # numbers of three corners
 
 
-def yolo_file(folder: Path) -> Path | None:
-    """The YAML file of a folder, if it holds one."""
+def yolo_files(folder: Path) -> tuple[Path | None, Path | None]:
+    """The YAML file of a folder that is called as usual, and the only one, if there are such files."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".yaml", ".yml"))
     usual = [path for path in files if path.stem in ("data", "dataset")]
-    return usual[0] if usual else files[0] if len(files) == 1 else None
+    return usual[0] if usual else None, files[0] if len(files) == 1 else None
 
 
 def read_yolo(path: Path, wanted: Wanted) -> BoxesFound:
@@ -57,9 +58,12 @@ def read_yolo(path: Path, wanted: Wanted) -> BoxesFound:
         raise no_split(path, wanted.split, [name for name in found if name in SPLIT_NAMES and found[name]])
     say_stand_in(path.parent.name, wanted.split, part)
     places = found[part] if isinstance(found[part], list) else [found[part]]
-    pictures = [file for place in places for file in _pictures(path, found.get("path"), place)]
-    poses = "kpt_shape" in found
-    left_out: Counter[str] = Counter()
+    if len(places) > MOST_PLACES:
+        why = f"{path} names {len(places):,} places for {part!r}, and {MOST_PLACES:,} are the limit"
+        raise DataError("data-too-large", f"{why}; list the pictures in a text")
+    listed = Counter(file for place in places for file in _pictures(path, found.get("path"), place))
+    left_out = Counter({TWICE: listed.total() - len(listed)})
+    pictures, poses = list(listed), "kpt_shape" in found
     files, marked = of_entries(((_there(file), _marked(file, len(classes), poses)) for file in pictures), left_out)
     name = f"{path.parent.name}/{part}" if path.parent.name else part
     if not any(_text_of(file).is_file() for file in pictures):

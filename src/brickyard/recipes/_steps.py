@@ -329,8 +329,11 @@ class Work:
 
         def run() -> None:
             from brickyard.assembly._assemble import assemble
+            from brickyard.sources._resolve import check_seen_by_all
 
             models = [self._model(name) for name in parts]
+            if shown:
+                check_seen_by_all([part for one in models for part in one.manifest.parts])
             data = [self._source(self.recipe.components[name].source)[1] for name in parts] if shown else []
             own = zip(data, models, strict=True) if cascade else ()
             stream = [images.of_classes(model.manifest.parts[0].task) for images, model in own]
@@ -360,13 +363,15 @@ class Work:
 
         def run() -> None:
             from brickyard.evaluation._evaluate import evaluate
+            from brickyard.sources._resolve import check_seen_by_all
 
-            options = gathered(EvaluateOptions, dict(said))
+            options, model = gathered(EvaluateOptions, dict(said)), self._model(name)
+            check_seen_by_all(model.manifest.parts)
             images = [self._test_images(origin)[0] for origin in origins]
             models: list[Any] = [self._source(origin)[0].model for origin in origins]
             notes = [note for origin in sources if (note := self._test_images(origin)[1])]
             given = (images, models) if name is None else (images[0], models[0])
-            scores = evaluate(self._model(name), given[0], source=given[1], **options)
+            scores = evaluate(model, given[0], source=given[1], **options)
             scores = scores.model_copy(update={"notes": (*scores.notes, *notes)})
             scores.to_json(self.folder / place)
 

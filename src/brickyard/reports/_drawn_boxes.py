@@ -115,7 +115,7 @@ def _ink(colour: Colour) -> Colour:
 
 def _gap(font: Any) -> int:
     """Pixels between a text and the edge of its ground."""
-    return max(2, round(font.size / 5))
+    return max(2, round(float(font.size) / 5))
 
 
 def _fitting(font: Any, text: str, width: int) -> str:

@@ -513,11 +513,13 @@ def labelled_images(
             "option-count", f"{len(parts)} parts need {option} {once}{len(parts)} times, got {len(specs)}"
         )
     each = specs if len(specs) == len(parts) else list(specs) * len(parts)
+    all_parts = [one.manifest for one in parts]  # which are to be joined, unless each model is looked at by itself
+    together = [manifest.parts if shared else all_parts for _, manifest in models for _ in manifest.parts]
     found: list[ImageData | None] = []
     problems: list[DataError] = []
-    for spec, one in zip(each, parts, strict=True):
+    for spec, one, others in zip(each, parts, together, strict=True):
         part = one.manifest
-        data = data_of(spec, part.preprocessing, split, most, outputs=part.outputs, shape=part.input_shape)
+        data = data_of(spec, seen_by(part, others), split, most, outputs=part.outputs, shape=part.input_shape)
         try:
             found.append(fitted(data, part.source.classes, one.classes, who=one.name, advice=_RENAME))
         except DataError as error:
@@ -531,6 +533,36 @@ def labelled_images(
         if data_or_none is None:
             say(f"{spec}: 0 images are of a class of {one.name}")
     return found
+
+
+def seen_by(part: ComponentManifest, parts: Sequence[ComponentManifest]) -> Preprocessing:
+    """How pictures in files are read for a part, where all of several parts are shown them.
+
+    If one letterboxes and another does otherwise, they stay as they are, and must have one size: what the one leaves
+    around a picture is not for the other to see.
+    """
+    return part.preprocessing.changed({"size": None}) if _boxed_for_some(parts) else part.preprocessing
+
+
+def check_seen_by_all(parts: Sequence[ComponentManifest]) -> None:
+    """Refuse parts that are shown pictures which each of their sources reads in its own way, if one letterboxes.
+
+    Raises:
+        DataError: Another part would see what is left around the pictures.
+    """
+    if _boxed_for_some(parts):
+        names = dict.fromkeys(part.source.name for part in parts if part.preprocessing.fit == "letterbox")
+        raise DataError(
+            "data-not-batchable",
+            f"source {', '.join(map(repr, names))} letterboxes its pictures, and other parts take them in another way; "
+            "a recipe reads the pictures of each source in its own way: give these sources one preprocessing, or "
+            "assemble and evaluate the components with `brickyard assemble` and `brickyard evaluate`",
+        )
+
+
+def _boxed_for_some(parts: Sequence[ComponentManifest]) -> bool:
+    ways = [part.preprocessing for part in parts]
+    return any(way.size and way.fit == "letterbox" for way in ways) and len({way.frame for way in ways}) > 1
 
 
 _RENAME = (
