@@ -32,17 +32,6 @@ def tiny():
     model.sure[0].weight.data *= 2
     return model
 
-
-def families():
-    return Coarse()
-
-
-class Coarse(Detector):
-    def forward(self, x):
-        from torch.nn.functional import interpolate
-        x = interpolate(x, scale_factor=0.5)
-        found = super().forward(x)
-        return found[:, : x.shape[2] * x.shape[3] // 16 + x.shape[2] * x.shape[3] // 64]
 """
 
 

@@ -24,7 +24,7 @@ SOURCE_HELP = (
 )
 DATA_HELP = (
     "digits, an image folder, a table of paths (.csv, .json), arrays (.npz), .parquet or IDX files; append "
-    "?split=test&classes=0-2 for a subset."
+    "?split=test&classes=0-2 for a subset. For a detector: COCO (.json), YOLO (data.yaml), Pascal VOC or .parquet."
 )
 
 File = Annotated[Path, Argument(help="Component or assembly file.")]

@@ -118,6 +118,8 @@ def report(
     paths, specs = [*files, *(relevance or [])], source or []
     resolve.check_free(output, force, *paths, *specs, *(weights or []))
     items: list[Any] = [loaded(path) for path in files] + [loaded(path, Relevance) for path in relevance or []]
+    for item in items:
+        check_no_boxes(item, "report", "score it with evaluate, and see what it finds with `brickyard predict --draw`")
     if faithful and not (source and data and len(data) == 1):
         raise OptionError("option-requires-option", "--faithfulness needs --source and exactly one --data; give both")
     parts = [() if isinstance(item, Relevance) else item.manifest.parts for item in items]

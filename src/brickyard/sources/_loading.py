@@ -271,17 +271,14 @@ def _usual(boxes: Boxes | None, found: _Found, given: tuple[int, ...] | None) ->
     if found.whole_numbers:  # the file itself normalises them
         how = how.changed({"mean": None, "std": None})
     height, width = how.size or (0, 0)
-    numbers = "in 0..1" if how.mean is None else f"less {_list(how.mean)}, over {_list(how.std)}"
+    whole = how.mean == (0.0,) and how.std == (1 / 255,)
+    numbers = "0 to 1" if how.mean is None else "0 to 255" if whole else "normalised"
     say(
         f"{found.title}: pictures are prepared as is usual for {family}: letterboxed to {width}x{height}, "
         f"{how.order.upper()}, {numbers}; "
         "--size, --mean, --std, --order, --fill and --place change that (in Python preprocessing=)"
     )
     return how
-
-
-def _list(values: Sequence[float] | None) -> str:
-    return ", ".join(f"{value:.4g}" for value in values or ())
 
 
 def _shape(how: Preprocessing, known: tuple[int, ...] | None) -> tuple[int, ...]:
