@@ -300,11 +300,18 @@ def research_page(printed: str, names: dict[str, Any]) -> None:
     assert not torch.allclose(names["whole"](names["images"]), plain(names["images"]), atol=1e-2)  # the control
 
 
+def detectors_page(out: str, names: dict[str, Any]) -> None:
+    assert out.splitlines()[-1] == "('bee', 'dog') 4"
+    assert names["relevance"].boxes.classes == 4
+    assert len(names["found"].boxes) > 0
+
+
 PAGES = {
     "howto/research.md": research_page,
     "howto/sources.md": sources_page,
     "howto/data.md": data_page,
     "howto/signals.md": signals_page,
+    "howto/detectors.md": detectors_page,
     "howto/budget.md": ratios,
     "howto/own-model.md": own_model,
     "howto/two-models.md": two_models,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from brickyard.base._boxes import NO_EXPORT, check_no_boxes
 from brickyard.base._errors import OptionError
 from brickyard.cli._options import DATA_HELP, File, Force, Output, check_companion, check_effect
 from brickyard.cli._output import Result, model
@@ -62,6 +63,7 @@ def export(
 
         check_free(weights_beside(output), force, file)
     exported = model(file)
+    check_no_boxes(exported, "export", NO_EXPORT)
     record: Any
     if output.suffix == ".py":
         record = export_module(exported, output, overwrite=force)

@@ -24,7 +24,7 @@ SOURCE_HELP = (
 )
 DATA_HELP = (
     "digits, an image folder, a table of paths (.csv, .json), arrays (.npz), .parquet or IDX files; append "
-    "?split=test&classes=0-2 for a subset."
+    "?split=test&classes=0-2 for a subset. For a detector: COCO (.json), YOLO (data.yaml), Pascal VOC or .parquet."
 )
 
 File = Annotated[Path, Argument(help="Component or assembly file.")]
@@ -195,7 +195,7 @@ def with_options(
         }
         known = {name: one for holder in holders for name, one in flat(holder, *only).items()}
         for holder in unset:
-            for name, one in flat(holder).items():
+            for name, one in flat(holder, *only).items():
                 known.setdefault(name, replace(one, default=None, optional=True, unset=one.unset or one.value))
         for name, default in defaults.items():
             known[name] = replace(known[name], default=default, optional=False, unset="")

@@ -129,7 +129,8 @@ def agreement_text(manifest: ComponentManifest) -> str:
         return ""
     same, count = manifest.agreement
     taught = manifest.tuned is not None and manifest.tuned.best and manifest.tuned.teacher  # its source's is gone then
-    return f"with its {'teacher' if taught else 'source'} on {share_held(same, count)}"
+    what = "images" if manifest.boxes is None else "boxes in images"
+    return f"with its {'teacher' if taught else 'source'} on {share_held(same, count, what)}"
 
 
 def strangers_text(manifest: ComponentManifest | AssemblyManifest) -> str:
@@ -147,6 +148,8 @@ def strangers_text(manifest: ComponentManifest | AssemblyManifest) -> str:
 
 def missing_texts(manifest: ComponentManifest) -> list[str]:
     """Say what assembling will refuse, or do less well, since it was not measured when the component was cut."""
+    if manifest.boxes is not None:  # which are not assembled
+        return []
     known = manifest.statistics
     refused = ["logit-mean"] * (known is None) + ["magnitude"] * (known is None or not known.magnitude)
     refused += ["mahalanobis", "lda"] * (known is None or known.familiarity is None)

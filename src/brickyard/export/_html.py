@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
+from brickyard.base._boxes import NO_EXPORT, check_no_boxes
 from brickyard.base._checks import given_path
 from brickyard.base._errors import OptionError
 from brickyard.base._lazy import package
@@ -113,6 +114,7 @@ def export_html(
         (True, True)
     """
     check_model(model, "export_html")
+    check_no_boxes(model, "export_html", NO_EXPORT)
     path = given_path(path, "the file to write")
     check_free(path, overwrite)
     for needed in ("onnx", "onnxruntime", "onnxscript"):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
+from brickyard.base._boxes import NO_EXPORT, check_no_boxes
 from brickyard.base._checks import EVEN, given_path
 from brickyard.base._errors import FileError
 from brickyard.base._messages import shown, tidy
@@ -121,6 +122,7 @@ def export_module(model: Component | Assembly, path: str | Path, *, overwrite: b
         ('part.weights.safetensors', False)
     """
     check_model(model, "export_module")
+    check_no_boxes(model, "export_module", NO_EXPORT)
     check_at_once(model, "a plain Python module runs all parts on every image")
     path = given_path(path, "the file to write")
     weights = weights_beside(path)

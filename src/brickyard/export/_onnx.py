@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
+from brickyard.base._boxes import NO_EXPORT, check_no_boxes
 from brickyard.base._checks import check_choice, flag, given_path
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError, SurgeryError
 from brickyard.base._interrupts import Held
@@ -196,6 +197,7 @@ def export_onnx(
         (15, True)
     """
     check_model(model, "export_onnx")
+    check_no_boxes(model, "export_onnx", NO_EXPORT)
     path = given_path(path, "the file to write")
     check_free(path, overwrite)  # before any work is done
     for needed in ("onnx", "onnxruntime", "onnxscript"):
@@ -525,6 +527,7 @@ def torch_program(
         True
     """
     check_at_once(model, "a torch program has the same steps for every image")
+    check_no_boxes(model, "torch_program", NO_EXPORT)
     entry = _entry(model, dtype, channels)
     try:
         return _program(FromRaw(_on_cpu(model)), entry)

@@ -20,7 +20,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from brickyard.axes._answers import Form
 from brickyard.axes._tracing import rows_of
+from brickyard.base._boxes import Boxes, boxes_asked, family_of
 from brickyard.base._checks import output_name
 from brickyard.base._classes import one_too_many, ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
@@ -52,7 +54,7 @@ CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std
 
 @dataclass(frozen=True)
 class Source:
-    """A trained classifier with what is known about it.
+    """A trained classifier, or a detector, with what is known about it.
 
     Attributes:
         model: The network, in evaluation mode.
@@ -64,6 +66,7 @@ class Source:
         scores: Its accuracies when it was trained here, as its file tells them; in [0, 1].
         output: The part of what the model returns that holds its logits, where it was named.
         assumed: How its images are assumed to be normalised, where nothing says it; "" where something does.
+        boxes: How the outputs of a detector are read; None for a classifier.
     """
 
     model: nn.Module
@@ -74,6 +77,7 @@ class Source:
     scores: Mapping[str, float] = field(default_factory=dict)
     output: str | None = None
     assumed: str = ""
+    boxes: Boxes | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -93,10 +97,11 @@ def load_source(
     averaged: bool = True,
     input_shape: tuple[int, ...] | None = None,
     output: str | int | None = None,
+    boxes: str | Boxes | None = None,
     device: Any = None,
     dtype: Any = None,
 ) -> Source:
-    """Load a trained classifier.
+    """Load a trained classifier or detector.
 
     Args:
         spec: `zoo:NAME`, `zoo:NAME?width=0.25&classes=100`, `torchvision:NAME`, `timm:NAME` (both with options such as
@@ -113,6 +118,8 @@ def load_source(
             says so.
         output: Which part of what it returns holds the logits, where several could: see `brickyard.axes.trace`. Give
             `output=source.output` to `locate` too.
+        boxes: For a detector, how its outputs are read: a family, such as "yolox", or `brickyard.Boxes(...)`. Give the
+            same to `locate`, as `outputs=`. A known family implies its usual preprocessing.
         device: Bring the network to this device, as for `brickyard.load`. Default: the CPU.
         dtype: Convert its numbers to this type, as for `brickyard.load`. The source keeps its fingerprint, so that
             what was cut from it still knows it. Default: that of its weights.
@@ -138,6 +145,7 @@ def load_source(
         averaged=averaged,
         input_shape=input_shape,
         output=output,
+        boxes=boxes,
         place=Place.of(device, dtype),
     )
     say_assumed(source)
@@ -163,6 +171,7 @@ def quietly_loaded(
     averaged: bool = True,
     input_shape: tuple[int, ...] | None = None,
     output: str | int | None = None,
+    boxes: str | Boxes | None = None,
     place: Place | None = None,
 ) -> Source:
     """Do what `load_source` does, without saying what is assumed."""
@@ -189,6 +198,7 @@ def quietly_loaded(
         preprocessing,
         random_weights,
         None if output is None else output_name(output),
+        boxes_asked(boxes),
     )
     try:
         found = _KINDS[kind](asked)
@@ -204,14 +214,14 @@ def quietly_loaded(
             "Python random_weights=True) where that is what you want",
         )
     told = preprocessing or text.preprocessing
-    how = told or found.how
+    usual = None if told is not None else _usual(asked.boxes, found, input_shape)
+    how = told or usual or found.how
     shape = _shape(how, text.input_shape or input_shape or found.shape)
     if told is not None:
         check_units(told, shape)
-    source = Source(
-        found.model, found.title, tuple(asked.names or found.classes), how, shape, text.scores, asked.output
-    )
-    if told is None and found.guessed:
+    names = tuple(asked.names or found.classes)
+    source = Source(found.model, found.title, names, how, shape, text.scores, asked.output, boxes=asked.boxes)
+    if told is None and usual is None and found.guessed:
         source = replace(source, assumed=_normalisation(how))
     ready = _run_once(source)
     place.put(ready.model)
@@ -231,6 +241,7 @@ class _Asked:
     how: Preprocessing | None
     random_weights: bool
     output: str | None
+    boxes: Boxes | None = None
 
     @property
     def rest(self) -> str:
@@ -243,7 +254,8 @@ class _Found:
     """A network as it was built.
 
     `trained` tells whether it has its weights, or needs none from elsewhere; `guessed`, whether nothing says that its
-    images are normalised like this.
+    images are normalised like this; `whole_numbers`, whether it was made for images from 0 to 255, which it now takes
+    from 0 to 1.
     """
 
     model: nn.Module
@@ -253,6 +265,7 @@ class _Found:
     classes: Sequence[str] = ()
     trained: bool = False
     guessed: bool = False
+    whole_numbers: bool = False
 
 
 NORMALISATION = "normalisation "
@@ -303,15 +316,36 @@ def _run_once(source: Source) -> Source:
                 "option-source-size",
                 f"source {name!r} fails on {NAMES[len(shape) - 1]} of shape {shape}: {error}; give its --size",
             ) from error
-    outputs = max(2, rows_of(model, result, 2, source.output).shape[1])  # one is the logit of two classes
+    count = rows_of(model, result, 2, source.output, Form(source.boxes)).shape[1]
+    outputs = max(2, count) if source.boxes is None else source.boxes.sized(count).classes or 0  # one is of two classes
     names = names or tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise TaskError(
             "task-class-count",
-            f"source {name!r} has {outputs} outputs, got {len(names)} class names; give as many"
+            f"source {name!r} has {outputs} {'outputs' if source.boxes is None else 'classes'}, got {len(names)} class "
+            "names; give as many"
             f"{one_too_many(len(names), outputs)}",
         )
     return replace(source, classes=names)
+
+
+def _usual(boxes: Boxes | None, found: _Found, given: tuple[int, ...] | None) -> Preprocessing | None:
+    """The preprocessing that is usual for a known family of detectors, which is said; None for others."""
+    family, (channels, *sides) = family_of(boxes), found.shape or given or (3,)
+    if family is None or channels != 3 or len(sides) not in (0, 2):
+        return None
+    how = Preprocessing.of_detector(family, (sides[0], sides[1]) if sides else None)
+    if found.whole_numbers:  # the file itself normalises them
+        how = how.changed({"mean": None, "std": None})
+    height, width = how.size or (0, 0)
+    whole = how.mean == (0.0,) and how.std == (1 / 255,)
+    numbers = "0 to 1" if how.mean is None else "0 to 255" if whole else "normalised"
+    say(
+        f"{found.title}: pictures are prepared as is usual for {family}: letterboxed to {width}x{height}, "
+        f"{how.order.upper()}, {numbers}; "
+        "--size, --mean, --std, --order, --fill and --place change that (in Python preprocessing=)"
+    )
+    return how
 
 
 def _shape(how: Preprocessing, known: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -415,10 +449,10 @@ def _file(asked: _Asked) -> _Found:
 
 
 def _onnx_file(asked: _Asked) -> _Found:
-    found = _onnx.load(asked.spec, asked.weights, asked.how, asked.output)
-    names = tuple(asked.names) or found.classes
-    title = Path(asked.spec).stem
-    return _Found(found.model, title, found.preprocessing, found.input_shape, names, True, guessed=not found.prepared)
+    found = _onnx.load(asked.spec, asked.weights, asked.how, asked.output, asked.boxes)
+    names, title = tuple(asked.names) or found.classes, Path(asked.spec).stem
+    about = {"guessed": not found.prepared, "whole_numbers": found.whole_numbers}
+    return _Found(found.model, title, found.preprocessing, found.input_shape, names, True, **about)
 
 
 _KINDS: dict[str, Callable[[_Asked], _Found]] = {

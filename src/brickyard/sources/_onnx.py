@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brickyard.axes._answers import LOGITS_ALONE, Form
+from brickyard.axes._answers import LOGITS_ALONE, Form, detector_hint
 from brickyard.base._boxes import Boxes
 from brickyard.base._errors import FileError, OptionError, TraceError
 from brickyard.base._limits import foreign_json
@@ -50,6 +50,7 @@ class OnnxSource:
         preprocessing: The size and channels that it takes.
         input_shape: (channels, height, width) that it takes, or the shape of its signals or cubes.
         prepared: Whether Brickyard exported the file, with all preprocessing inside.
+        whole_numbers: Whether the file takes uint8 images, which the network takes in [0, 1].
     """
 
     model: Network
@@ -57,6 +58,7 @@ class OnnxSource:
     preprocessing: Preprocessing
     input_shape: tuple[int, ...]
     prepared: bool = False
+    whole_numbers: bool = False
 
 
 def is_onnx(spec: str) -> bool:
@@ -132,7 +134,8 @@ def read_onnx(
     how: dict[str, Any] = {}
     if is_picture(shape):
         how = {"size": shape[1:], "channels": shape[0] if shape[0] in _CHANNELS else None}
-    return OnnxSource(network, classes, Preprocessing(**how), shape, "brickyard" in file.metadata)
+    uint8, own = file.images.type == 2, "brickyard" in file.metadata
+    return OnnxSource(network, classes, Preprocessing(**how), shape, own, uint8)
 
 
 # -- its images --------------------------------------------------------------------------------------------
@@ -248,12 +251,14 @@ def _logits(reader: Reader, output: str | None, form: Form) -> Port:
         if ports
         else f"output {output!r} is not"
         if output
+        else "no output is one row of logits per image"
+        if form.boxes is None
         else "no output has that form"
     )
     raise TraceError(
         "trace-output",
         f"{file.path} must return {form.words}, and {why}: {told_of}; name one such output with --output-name (in "
-        "Python output=)",
+        f"Python output=){detector_hint((reader.values[port.name].shape for port in file.outputs), form)}",
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.axes._graph import Graph, trace
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._history import TuneRecord, UsedRecord
@@ -100,6 +101,7 @@ def distil(teacher: Component | Assembly, images: Any, **options: Unpack[DistilO
         (('3', '1'), 13)
     """
     check_model(teacher, "distil")
+    check_no_boxes(teacher, "distil", "cut a smaller component with a budget instead")
     names = (*teacher.classes, *([REJECT] if teacher.reject else []))
     if len(names) < 2:
         why = f"the teacher knows {names[0]!r} alone, so that all of its answers are the same"
