@@ -7,10 +7,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._depths import places_of
 from brickyard.component._features import features_of
-from brickyard.network._network import Network
+from brickyard.network._network import Network, kind
 from brickyard.surgery._sharing import find_runs
 
 T = TypeVar("T")
@@ -34,6 +35,12 @@ def lookers_of(parts: Sequence[Component], given: Sequence[Hashable], ties: Mapp
         (run.parts, run.looking(networks, chosen(places, run.parts), chosen(reads_at, run.parts) if reads else ()))
         for run in find_runs(networks, given, ties)
     )
+
+
+def inputs_of(networks: Sequence[Network], parts: Sequence[ComponentManifest]) -> list[Hashable]:
+    """What tells the images that a network is given from those of another."""
+    likes = map(kind, networks)
+    return [(p.preprocessing, p.input_shape, like.dtype, like.device) for p, like in zip(parts, likes, strict=True)]
 
 
 def looked(parts: Sequence[Component], inputs: Sequence[Tensor], lookers: Lookers) -> list[Row]:
