@@ -78,8 +78,8 @@ def limits_of(count: int, halves: Halves) -> StrangersRecord | None:
     """Measure the limits by two-fold cross-fitting; None if there are too few images, or they do not differ.
 
     Beyond the largest tenth, an exponential tail with the mean of what lies there gives the limit that a share of
-    `RARE` exceeds. "Sure" claims more: only a share of `NEAR` of own images is usual enough for it, so that few strangers
-    are.
+    `RARE` exceeds. "Sure" claims more: only a share of `NEAR` of own images is usual enough for it, so that few
+    strangers are.
 
     Args:
         count: How many images there are.
