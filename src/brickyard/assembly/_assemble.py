@@ -266,7 +266,7 @@ def assembly_manifest(
         created=today(),
     )
     outputs_of(manifest)  # refuses what does not fit together
-    return manifest.model_copy(update={"reject": form != "cascade" and manifest.rejectable})
+    return manifest.model_copy(update={"reject": manifest.rejectable})
 
 
 def _members(
