@@ -283,7 +283,12 @@ def one_network(printed: str, names: dict[str, Any]) -> None:
 
 
 def research_page(printed: str, names: dict[str, Any]) -> None:
-    sizes, select, scaled = printed.splitlines()
+    sizes, select, note, scaled = printed.splitlines()
+    assert note == "the first channels of every axis"
+    kept = {name: axis.kept for name, axis in names["by_place"].manifest.axes.items() if len(axis.kept) < axis.size}
+    kept.pop(names["by_place"].manifest.output_axis, None)
+    assert kept
+    assert all(places == tuple(range(len(places))) for places in kept.values())
     published, changed = json.loads(sizes)
     assert published != changed  # the rule was replaced
     assert select == "mean-relevance"

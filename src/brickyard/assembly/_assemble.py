@@ -11,6 +11,7 @@ from torch import nn
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._budget import within_budget
 from brickyard.assembly._cascade import cascaded, check_cascade
+from brickyard.assembly._detectors import check_detectors
 from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
 from brickyard.assembly._merging import merged
@@ -95,6 +96,9 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
             "option-type", f"assemble needs a list of components, got {type(components).__name__}; put it in a list"
         )
     parts, gone = _opened(components)
+    if any(part.manifest.boxes is not None for part in parts):
+        check_detectors(options)
+        form, scaling = "parallel", "none"
     scaling = _with_images(parts, form) if scaling == "auto" and images is not None else scaling
     parts = _same(parts, options["same"] or {})
     strategy = find(scaling, images)

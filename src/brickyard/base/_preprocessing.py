@@ -55,7 +55,7 @@ class Preprocessing(Frozen):
         antialias: Whether a larger image is smoothed while it is scaled down, as PIL does and torchvision by default.
         channels: 1 or 3, or None to keep the channels. Grey becomes colour by repetition; colour becomes grey by
             the luma weights of ITU-R BT.601.
-        mean: Per-channel mean, in [0, 1] units, or None for no normalisation.
+        mean: Per-channel mean, in [0, 1] units (123.675 of bytes is 0.485), or None for no normalisation.
         std: Per-channel standard deviation, in [0, 1] units; needs `mean`. A network that takes 0 to 255 has
             mean=(0,), std=(1 / 255,).
         unknown: Whether the source was located on images that something else had prepared: neither uint8 nor in

@@ -13,6 +13,7 @@ from typer import Argument, Option
 from brickyard.base._boxes import split_outputs
 from brickyard.base._declare import gathered
 from brickyard.base._errors import OptionError
+from brickyard.base._messages import shown
 from brickyard.base._options import DetectOptions, EvaluateOptions, LocateOptions
 from brickyard.cli import _options as words
 from brickyard.cli._costs import costs
@@ -23,6 +24,7 @@ from brickyard.sources import _resolve as resolve
 
 if TYPE_CHECKING:
     from brickyard.axes._graph import Graph
+    from brickyard.base._records import AssemblyManifest, ComponentManifest
 
 
 @with_options(EvaluateOptions)
@@ -37,7 +39,7 @@ def evaluate(
     max_images: words.MaxImages = None,
     csv: Annotated[Path | None, Option(help="Also write the rows to this CSV file.")] = None,
     remember: Annotated[
-        bool, Option("--remember", help="Keep the scores in FILE, for cards, yards, reports and the Hub.")
+        bool, Option("--remember", help="Keep the scores in FILE, for show, cards, yards, reports and the Hub.")
     ] = False,
     force: Force = False,
     **options: Any,
@@ -102,7 +104,7 @@ def show(
         return _show_file(path, axes)
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
     _, boxes = split_outputs(options.pop("outputs"))
-    which = {"output_name": options.pop("output_name"), "random_weights": True, "boxes": boxes}
+    which = {"output_name": options.pop("output_name"), "random_weights": True, "boxes": boxes, "tell": False}
     source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options, boxed=bool(boxes)), **which)
     graph = resolve.axes_of(source)
     free = _free(graph)
@@ -187,8 +189,17 @@ def _show_file(path: Path, axes: bool) -> Result:
     width = max(map(len, rows), default=0)
     lines = [f"  {name:<{width}}  {text}" for name, text in rows.items()] if axes else []
     if not isinstance(found, Relevance):
-        lines.insert(0, line)
+        lines[:0] = [line, *_scores_kept(found.manifest)]
     return Result(value, "\n".join([str(found), *lines]))
+
+
+def _scores_kept(manifest: ComponentManifest | AssemblyManifest) -> list[str]:
+    """The scores that a file holds, a line per set of test images."""
+    from brickyard.reports._cards import stored
+
+    tables, others = stored(manifest)
+    told = {name: table.brief for name, table in tables.items()} | dict.fromkeys(others, "of another form")
+    return [shown(f"  scores       {name}: {text}", keep="") for name, text in told.items()]
 
 
 @with_options(unset=(DetectOptions,), only=("score", "iou", "most"))

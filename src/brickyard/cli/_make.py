@@ -167,8 +167,10 @@ def _located(
         found = located(source.model, images, chosen, check_savable)
     else:
         found = find(source.model, images, **given)
+    known: dict[str, Any] = {"assumed": source.assumed}
     if calibration is not None:  # a source is always right about its own answers
-        found.record = found.record.model_copy(update={"right": None})
+        known["right"] = None
+    found.record = found.record.model_copy(update=known)
     return source, found, images
 
 
@@ -219,7 +221,8 @@ def disassemble(
         same = used.keys() | (which.keys() - {"output_name"})
         idle = {name: value for name, value in options.items() if name not in same} | (thresholds if limited else {})
         check_effect(f"{relevance} was already located, and a budget needs no threshold", **idle)
-        which |= {"input_shape": found.input_shape, "output_name": found.record.output, "boxes": found.boxes}
+        which |= {"input_shape": found.input_shape, "output_name": found.record.output}
+        which |= {"boxes": found.boxes, "tell": False}
         origin = resolve.source_of(source, weights, names, found.preprocessing, **which)
         check_savable(found.graph(origin.model))
         if data is not None:

@@ -58,9 +58,14 @@ class PreprocessingOptions(TypedDict, total=False):
         Opt(default=None, help="Image size: 32, 32x48, crop:32 to crop, pad:32 to pad smaller images, or letterbox:32 "
             "to scale images by one factor and fill the rest."),
     ]  # fmt: skip
-    mean: Annotated[str | None, Opt(default=None, help="Per-channel mean, comma-separated; of pictures, in [0, 1].")]
+    mean: Annotated[
+        str | None, Opt(default=None, help="Per-channel mean, comma-separated; of pictures, each in [0, 1].")
+    ]
     std: Annotated[
-        str | None, Opt(default=None, help="Per-channel standard deviation, comma-separated, such as 0.2 or 1/255.")
+        str | None,
+        Opt(
+            default=None, help="Per-channel standard deviation, comma-separated; of pictures, each in (0, 1], or 1/255."
+        ),
     ]
     fill: Annotated[
         str | None,

@@ -50,6 +50,7 @@ def routes(
     known: Any = loaded(relevance, Relevance)
     how = resolve.preprocessing_of(**options) or known.preprocessing
     which: dict[str, Any] = {"input_shape": known.input_shape, "output_name": known.record.output, "boxes": known.boxes}
+    which["tell"] = False
     if data is not None:
         check_no_boxes(known, "measuring routes", "leave --data out to draw them alone")
     origin = resolve.source_of(source, weights, names, how, **which)

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from brickyard.base._doubts import doubts, share_held
 from brickyard.base._history import TuneRecord
 from brickyard.base._messages import shown
-from brickyard.base._records import AssemblyManifest, ComponentManifest
+from brickyard.base._records import AssemblyManifest, ComponentManifest, LocateRecord
 
 
 def describe(manifest: ComponentManifest) -> str:
     """Summarise a component's manifest as a short report."""
     source, chosen = manifest.source, manifest.selection
+    whole = f"{share_text(chosen.flops, source.flops)} of the source with all its classes"
     lines = [
         f"component of {source.name} ({len(source.classes)} classes)",
         f"  classes      {_short(manifest.classes)}{' + reject' if manifest.reject else ''}",
         f"  parameters   {chosen.parameters:,} ({share_text(chosen.parameters, source.parameters)} of the source)",
-        f"  FLOPs        {chosen.flops:,} ({share_text(chosen.flops, source.flops)})",
+        f"  FLOPs        {chosen.flops:,} ({whole})",
         f"  chosen by    {selection_text(manifest)}",
         f"  heal         {_heal(manifest)}",
         f"  kept         {kept_text(manifest)}",
@@ -25,9 +26,10 @@ def describe(manifest: ComponentManifest) -> str:
     located = manifest.located
     if located is not None and located.right is not None and located.right[1]:
         right, asked = located.right
-        lines.insert(
-            4, f"  located      on {asked:,} images, of which the source answers {right / asked:.1%} correctly"
-        )
+        found = f"{images_text(located, asked)}, of which the source answers {right / asked:.1%} correctly"
+        lines.insert(4, f"  located      on {found}")
+    if located is not None and located.assumed:
+        lines.append(f"  assumed      {located.assumed}, which nothing said")
     if manifest.agreement is not None:
         lines.append(f"  agreement    {agreement_text(manifest)}")
     if manifest.outputs == "one":
@@ -84,6 +86,15 @@ def describe_assembly(m: AssemblyManifest) -> str:
     lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
     lines += [f"  warning      {text}" for text in doubts(m)]
     return "\n".join(shown(line, keep="") for line in lines)
+
+
+def images_text(located: LocateRecord, used: int) -> str:
+    """Say how many images a source was located on, and why not on more."""
+    if located.given is None or used >= located.given:
+        return f"{used:,} images"
+    most = f"at most {located.per_class:,} " if located.per_class is not None else "those "
+    each = "per located class" if located.per_class is not None else "of the located classes"
+    return f"{used:,} of {located.given:,} images ({most}{each})"
 
 
 def kept_text(manifest: ComponentManifest) -> str:

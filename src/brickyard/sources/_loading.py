@@ -30,6 +30,7 @@ from brickyard.base._frozen import first_problem
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import NAMES, by_sides, is_picture
+from brickyard.inputs._preprocessing import check_units
 from brickyard.network._place import Place
 from brickyard.network._untouched import guarded
 from brickyard.runtime._progress import say
@@ -46,7 +47,7 @@ from brickyard.sources._libraries import (
     seeded,
 )
 from brickyard.sources._transformers import from_transformers
-from brickyard.sources._weights import SourceText, check_fit, fill, read_weights, renamed
+from brickyard.sources._weights import SourceText, check_fit, fill, misfits, read_weights, renamed
 
 CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -64,6 +65,7 @@ class Source:
             width) of cubes.
         scores: Its accuracies when it was trained here, as its file tells them; in [0, 1].
         output: The part of what the model returns that holds its logits, where it was named.
+        assumed: How its images are assumed to be normalised, where nothing says it; "" where something does.
         boxes: How the outputs of a detector are read; None for a classifier.
     """
 
@@ -74,6 +76,7 @@ class Source:
     input_shape: tuple[int, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
     output: str | None = None
+    assumed: str = ""
     boxes: Boxes | None = None
 
     @property
@@ -121,6 +124,8 @@ def load_source(
         dtype: Convert its numbers to this type, as for `brickyard.load`. The source keeps its fingerprint, so that
             what was cut from it still knows it. Default: that of its weights.
 
+    Where nothing says how its images are normalised, what is assumed is said on standard error, and kept as `assumed`.
+
     Raises:
         OptionError: The text is not understood, or a package is missing.
         FileError: Weights cannot be read or do not fit the network.
@@ -131,6 +136,45 @@ def load_source(
         >>> load_source("zoo:lenet5?classes=4", random_weights=True).input_shape
         (3, 32, 32)
     """
+    source = quietly_loaded(
+        spec,
+        weights=weights,
+        classes=classes,
+        preprocessing=preprocessing,
+        random_weights=random_weights,
+        averaged=averaged,
+        input_shape=input_shape,
+        output=output,
+        boxes=boxes,
+        place=Place.of(device, dtype),
+    )
+    say_assumed(source)
+    return source
+
+
+def say_assumed(source: Source) -> None:
+    """Say what is assumed of a source, if anything is."""
+    if source.assumed:
+        what = source.assumed.removeprefix(NORMALISATION)
+        said = f"{source.name.partition('?')[0]}: normalisation not given: assuming {what}"
+        say(f"{said}; give --mean and --std (in Python preprocessing=) if the network was trained otherwise")
+
+
+@guarded
+def quietly_loaded(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    random_weights: bool = False,
+    averaged: bool = True,
+    input_shape: tuple[int, ...] | None = None,
+    output: str | int | None = None,
+    boxes: str | Boxes | None = None,
+    place: Place | None = None,
+) -> Source:
+    """Do what `load_source` does, without saying what is assumed."""
     spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     if not isinstance(spec, str):
         raise OptionError(
@@ -139,7 +183,7 @@ def load_source(
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
-    kind, place = _kind(spec), Place.of(device, dtype)
+    kind, place = _kind(spec), place or Place.of()
     own = str(weights) if kind in ("torchvision", "timm") and is_own(weights) else ""
     inside = own or kind == "file.onnx"  # nothing lies in a file of weights beside it
     tensors, said = ({}, None) if weights is None or inside else read_weights(Path(weights), averaged=averaged)
@@ -156,20 +200,29 @@ def load_source(
         None if output is None else output_name(output),
         boxes_asked(boxes),
     )
-    found = _KINDS[kind](asked)
-    if tensors:
-        fill(found.model, tensors, weights)
-    elif not found.trained and not random_weights:
+    try:
+        found = _KINDS[kind](asked)
+        if tensors:
+            fill(found.model, tensors, weights)
+    except FileError as error:
+        raise _with_what_fits(error, tensors) from None
+    if not tensors and not found.trained and not random_weights:
         raise OptionError(
             "option-requires-option",
             f"{spec} has no weights: a network with random weights would be cut; give weights"
             f"{' (a file, or DEFAULT for those of the library)' if kind != 'zoo' else ''}, or --random-weights (in "
             "Python random_weights=True) where that is what you want",
         )
-    how = preprocessing or text.preprocessing or _usual(asked.boxes, found, input_shape)
+    told = preprocessing or text.preprocessing
+    usual = None if told is not None else _usual(asked.boxes, found, input_shape)
+    how = told or usual or found.how
     shape = _shape(how, text.input_shape or input_shape or found.shape)
+    if told is not None:
+        check_units(told, shape)
     names = tuple(asked.names or found.classes)
-    source = Source(found.model, found.title, names, how, shape, text.scores, asked.output, asked.boxes)
+    source = Source(found.model, found.title, names, how, shape, text.scores, asked.output, boxes=asked.boxes)
+    if told is None and usual is None and found.guessed:
+        source = replace(source, assumed=_normalisation(how))
     ready = _run_once(source)
     place.put(ready.model)
     return ready
@@ -200,8 +253,9 @@ class _Asked:
 class _Found:
     """A network as it was built.
 
-    `trained` tells whether it has its weights, or needs none from elsewhere; `whole_numbers`, whether it was made for
-    images from 0 to 255, which it now takes from 0 to 1.
+    `trained` tells whether it has its weights, or needs none from elsewhere; `guessed`, whether nothing says that its
+    images are normalised like this; `whole_numbers`, whether it was made for images from 0 to 255, which it now takes
+    from 0 to 1.
     """
 
     model: nn.Module
@@ -210,7 +264,20 @@ class _Found:
     shape: tuple[int, ...] | None = None
     classes: Sequence[str] = ()
     trained: bool = False
+    guessed: bool = False
     whole_numbers: bool = False
+
+
+NORMALISATION = "normalisation "
+NO_NORMALISATION = f"{NORMALISATION}none"
+
+
+def _normalisation(how: Preprocessing | None) -> str:
+    """How images are normalised, in words."""
+    if how is None or how.mean is None or how.std is None:
+        return NO_NORMALISATION
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (how.mean, how.std))
+    return f"{NORMALISATION}mean {mean}, std {std}"
 
 
 def _kind(spec: str) -> str:
@@ -262,11 +329,11 @@ def _run_once(source: Source) -> Source:
     return replace(source, classes=names)
 
 
-def _usual(boxes: Boxes | None, found: _Found, given: tuple[int, ...] | None) -> Preprocessing:
-    """The preprocessing that a source tells of, or that is usual for a known family of detectors, which is said."""
+def _usual(boxes: Boxes | None, found: _Found, given: tuple[int, ...] | None) -> Preprocessing | None:
+    """The preprocessing that is usual for a known family of detectors, which is said; None for others."""
     family, (channels, *sides) = family_of(boxes), found.shape or given or (3,)
     if family is None or channels != 3 or len(sides) not in (0, 2):
-        return found.how
+        return None
     how = Preprocessing.of_detector(family, (sides[0], sides[1]) if sides else None)
     if found.whole_numbers:  # the file itself normalises them
         how = how.changed({"mean": None, "std": None})
@@ -312,7 +379,7 @@ def _zoo(asked: _Asked) -> _Found:
     if asked.names and asked.names != (said.classes if said else ()):
         options.setdefault("classes", len(asked.names))
     if tensors:
-        options = zoo.infer_options(name, tensors, options)
+        options = _inferred(name, asked, options)
     if "classes" not in options:
         raise OptionError(
             "option-source-undetermined",
@@ -327,7 +394,36 @@ def _zoo(asked: _Asked) -> _Found:
     shape = zoo.input_shape(name, options)
     trained_on_cifar = zoo.entry(name).name in ("resnet20", "resnet32", "resnet56") and shape[0] == 3
     title = name if weights is None else f"{name} ({Path(weights).stem})"
-    return _Found(model, title, CIFAR if trained_on_cifar else Preprocessing(), shape)
+    return _Found(model, title, CIFAR if trained_on_cifar else Preprocessing(), shape, guessed=True)
+
+
+def _inferred(name: str, asked: _Asked, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a network of the zoo, with those that its weights tell.
+
+    Raises:
+        FileError: They are those of another network.
+        OptionError: They do not tell all that is needed.
+    """
+    try:
+        return zoo.infer_options(name, asked.tensors, options)
+    except OptionError as error:
+        if error.code != "option-source-undetermined":
+            raise
+        with zoo.weightless():
+            expected = zoo.build(name, **{"classes": 1, **options}).state_dict()
+        problems = misfits(expected, renamed(asked.tensors, expected), shapes=False)
+        if not problems:
+            raise
+        why = f"weights {asked.weights} do not fit zoo:{name}: {problems}"
+        raise FileError("file-weights-mismatch", f"{why}. Check the name of the source") from None
+
+
+def _with_what_fits(error: FileError, tensors: Mapping[str, Tensor]) -> FileError:
+    """An error for weights that do not fit, with the networks of the zoo that they fit, if any."""
+    names = zoo.fitting(tensors) if error.code == "file-weights-mismatch" and tensors else []
+    if not names:
+        return error
+    return FileError(error.code, f"{error}. These weights fit {' and '.join(f'zoo:{name}' for name in names)}")
 
 
 def _library(build: Callable[..., Built], asked: _Asked) -> _Found:
@@ -336,7 +432,7 @@ def _library(build: Callable[..., Built], asked: _Asked) -> _Found:
     trained = bool(asked.own) or is_of_hub(asked.rest)
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
     names = tuple(map(str, names)) if len(names) == getattr(model, "num_classes", 0) else ()
-    return _Found(model, asked.spec, how, (channels, *(how.size or (224, 224))), names, trained)
+    return _Found(model, asked.spec, how, (channels, *(how.size or (224, 224))), names, trained, guessed=not trained)
 
 
 def _transformers(asked: _Asked) -> _Found:
@@ -349,13 +445,14 @@ def _transformers(asked: _Asked) -> _Found:
 
 def _file(asked: _Asked) -> _Found:
     """What the user's own function makes; where its file is, is nobody's business."""
-    return _Found(_own(asked.spec, asked.names), Path(asked.spec).name, Preprocessing(), trained=True)
+    return _Found(_own(asked.spec, asked.names), Path(asked.spec).name, Preprocessing(), trained=True, guessed=True)
 
 
 def _onnx_file(asked: _Asked) -> _Found:
-    found = _onnx.load(asked.spec, asked.weights, asked.names, asked.how, asked.output, asked.boxes)
-    title, whole = Path(asked.spec).stem, found.whole_numbers
-    return _Found(found.model, title, found.preprocessing, found.input_shape, found.classes, True, whole)
+    found = _onnx.load(asked.spec, asked.weights, asked.how, asked.output, asked.boxes)
+    names, title = tuple(asked.names) or found.classes, Path(asked.spec).stem
+    about = {"guessed": not found.prepared, "whole_numbers": found.whole_numbers}
+    return _Found(found.model, title, found.preprocessing, found.input_shape, names, True, **about)
 
 
 _KINDS: dict[str, Callable[[_Asked], _Found]] = {

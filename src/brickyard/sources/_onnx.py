@@ -10,7 +10,7 @@ import importlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class OnnxSource:
         classes: Class names that the file tells, one an output; may be empty.
         preprocessing: The size and channels that it takes.
         input_shape: (channels, height, width) that it takes, or the shape of its signals or cubes.
+        prepared: Whether Brickyard exported the file, with all preprocessing inside.
         whole_numbers: Whether the file takes uint8 images, which the network takes in [0, 1].
     """
 
@@ -56,6 +57,7 @@ class OnnxSource:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     input_shape: tuple[int, ...]
+    prepared: bool = False
     whole_numbers: bool = False
 
 
@@ -65,19 +67,13 @@ def is_onnx(spec: str) -> bool:
 
 
 def load(
-    spec: str,
-    weights: Any,
-    classes: Sequence[str],
-    how: Preprocessing | None,
-    output: str | None = None,
-    boxes: Boxes | None = None,
+    spec: str, weights: Any, how: Preprocessing | None, output: str | None = None, boxes: Boxes | None = None
 ) -> OnnxSource:
-    """The network of an ONNX file as a source, with the class names that were given where there are some.
+    """The network of an ONNX file as a source.
 
     Args:
         spec: The file's path.
         weights: A file of weights; there must be none.
-        classes: Class names that were given, which go before those of the file.
         how: The preprocessing that was given, whose size goes before the file's where that is open.
         output: The output of the file that holds the logits, by name or place.
         boxes: How the outputs of a detector are read.
@@ -89,8 +85,7 @@ def load(
     """
     if weights is not None:
         raise OptionError("option-conflict", f"{spec} holds its own weights; leave weights ({weights}) out")
-    found = read_onnx(spec, None if how is None else how.size, output, boxes)
-    return replace(found, classes=tuple(classes) or found.classes)
+    return read_onnx(spec, None if how is None else how.size, output, boxes)
 
 
 def read_onnx(
@@ -139,7 +134,8 @@ def read_onnx(
     how: dict[str, Any] = {}
     if is_picture(shape):
         how = {"size": shape[1:], "channels": shape[0] if shape[0] in _CHANNELS else None}
-    return OnnxSource(network, classes, Preprocessing(**how), shape, file.images.type == 2)
+    uint8, own = file.images.type == 2, "brickyard" in file.metadata
+    return OnnxSource(network, classes, Preprocessing(**how), shape, own, uint8)
 
 
 # -- its images --------------------------------------------------------------------------------------------

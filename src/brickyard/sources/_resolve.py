@@ -60,23 +60,25 @@ def source_of(
     ema: bool = True,
     output_name: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    tell: bool = True,
     boxes: Boxes | None = None,
 ) -> Source:
     """A source, with class names from options, from a file that these name, or from its weights.
 
     What `how` was not given (size, mean, channels, interpolation ...) stays as the source has it. Where nothing says
-    what it takes, that is `input_shape`. `boxes` says how a detector's outputs are read.
+    what it takes, that is `input_shape`. `boxes` says how a detector's outputs are read. With `tell`, what is assumed
+    of its images is said.
     """
     from dataclasses import replace
 
     from brickyard.base._boxes import family_of
     from brickyard.base._records import Preprocessing
-    from brickyard.sources._loading import load_source
+    from brickyard.sources._loading import NO_NORMALISATION, quietly_loaded, say_assumed
     from brickyard.sources._names import class_names
 
     classes = class_names(names)
     load = functools.partial(
-        load_source,
+        quietly_loaded,
         spec,
         weights=weights,
         classes=classes,
@@ -86,18 +88,25 @@ def source_of(
         output=output_name,
         boxes=boxes,
     )
+    assumed = None
     if how is not None:
+        assumed = "" if how.mean is not None else NO_NORMALISATION
         try:
-            own = load().preprocessing
-            how = own.changed(how.model_dump(exclude_none=True, exclude_unset=True))
+            own = load()
+            assumed = "" if how.mean is not None else own.assumed
+            how = own.preprocessing.changed(how.model_dump(exclude_none=True, exclude_unset=True))
         except OptionError as error:
             whole = how.size is not None and how.mean is not None  # nothing of its own is needed
             if error.code != "option-source-size" and not (whole and error.code == "option-preprocessing"):
                 raise  # else it does not take its usual size: the size that was asked for decides
             if (family := family_of(boxes)) is not None:
-                own = Preprocessing.of_detector(family)
-                how = own.changed(how.model_dump(exclude_none=True, exclude_unset=True))
+                usual = Preprocessing.of_detector(family)
+                how = usual.changed(how.model_dump(exclude_none=True, exclude_unset=True))
     source = load(preprocessing=how)
+    if assumed is not None:
+        source = replace(source, assumed=assumed)
+    if tell:
+        say_assumed(source)
     if how is not None and how.channels is None and is_picture(source.input_shape) and source.input_shape[0] in (1, 3):
         channels = source.input_shape[0]
         source = replace(source, preprocessing=how.changed({"channels": channels}))
@@ -126,7 +135,7 @@ def source_and_data(
     except OptionError as error:
         if error.code != "option-source-size" or (how is not None and how.size is not None) or which.get("boxes"):
             raise
-        load = functools.partial(source_of, spec, weights, names, how, **which)
+        load = functools.partial(source_of, spec, weights, names, how, **which, tell=False)
         return _of_the_datas_shape(load, data, how, outputs)
     kind: Any = {"outputs": kind_of(source, outputs), "shape": source.input_shape}
     return source, data_of(data, source.preprocessing, **kind)
@@ -141,6 +150,7 @@ def _of_the_datas_shape(
         OptionError: It runs on none of the ways to read them.
     """
     from brickyard.inputs._taken import Taken
+    from brickyard.sources._loading import say_assumed
 
     tried = _Tried(load, None if how is None else how.channels)
     try:
@@ -154,6 +164,7 @@ def _of_the_datas_shape(
     assert tried.source is not None
     shape = tried.source.input_shape
     say(f"{tried.source.name}: taken for a network of {_text(shape)}, as those of the data")
+    say_assumed(tried.source)
     return tried.source, images
 
 
@@ -536,6 +547,7 @@ def models_of(
     for spec, place, part in zip(specs, places, parts, strict=False):
         how, shape, name = (None,) * 3 if part is None else (part.preprocessing, part.input_shape, part.output)
         which: dict[str, Any] = {"output_name": name, "boxes": None if part is None else part.boxes}
-        source = source_of(spec, place, None, how, random_weights=True, input_shape=shape, **which)
+        which |= {"random_weights": True, "input_shape": shape, "tell": part is None}
+        source = source_of(spec, place, None, how, **which)
         found.append(source.model)
     return found

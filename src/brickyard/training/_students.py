@@ -49,7 +49,7 @@ from brickyard.network._untouched import guarded
 from brickyard.runtime._progress import bar, say, span
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._libraries import network_options, seeded
-from brickyard.sources._loading import load_source
+from brickyard.sources._loading import quietly_loaded
 from brickyard.surgery._cost import CostModel
 from brickyard.training._distillation import teacher_name
 from brickyard.training._loop import fit
@@ -217,7 +217,7 @@ def _built(like: Any, names: tuple[str, ...], how: Preprocessing, shape: tuple[i
     elif isinstance(like, str):
         try:
             with seeded():
-                found = load_source(
+                found = quietly_loaded(
                     _spec(like, shape),
                     classes=names,
                     preprocessing=how if is_picture(shape) else None,
