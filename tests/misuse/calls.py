@@ -295,7 +295,7 @@ WITHOUT: dict[str, str] = {
                 for n in ["dead_after", "from_spec", "holder", "layer", "overwrites", "tensor", "to_spec"]
             ),
             *(f"network.Network.{n}" for n in ["reachable", "with_steps"]),
-            *("scaling.Gate.blank", "yard.ranked", "axes.Graph.outputs_of"),
+            *("scaling.Gate.blank", "yard.ranked"),
             *(f"{one}.plot" for one in ("Assembly", "Component", "gnn.GraphAssembly", "gnn.GraphComponent")),
         ],
         STRUCTURE,
