@@ -9,28 +9,25 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.base._checks import check_choice, flag, given_path
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError, SurgeryError
 from brickyard.base._interrupts import Held
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, told
-from brickyard.base._records import ComponentManifest
-from brickyard.base._sides import NAMES, SIDES, is_picture
+from brickyard.base._sides import NAMES, is_picture
 from brickyard.component._component import Component
-from brickyard.component._predictor import REJECT, run_images
+from brickyard.component._predictor import run_images
+from brickyard.export._about import describe, description, title
 from brickyard.export._int8 import (
     ENOUGH,
     MOST_IMAGES,
@@ -42,7 +39,7 @@ from brickyard.export._int8 import (
     quantised,
     session,
 )
-from brickyard.export._onnx_modules import OUTPUTS, FromRaw, Shares
+from brickyard.export._onnx_modules import OUTPUTS, Entry, FromRaw, Shares, program, written
 from brickyard.export._onnx_turns import check_at_once, in_turn_proto
 from brickyard.inputs._decoding import read_images
 from brickyard.network._network import Network
@@ -57,7 +54,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5  # of the largest logit of a batch
 NEAR = 1e-2  # of strangeness, which float32 holds less exactly: it counts small differences in small units
 MOST_CHECKED = 100  # real images that the check runs
-KEY = "brickyard"
 STATE_KEY = "brickyard-state"  # another key than that of our own files: it is none of them
 
 
@@ -100,33 +96,6 @@ class ExportRecord:
             lines[0] += f", {self.bytes / self.int8.float_bytes:.2f} of float32's {self.int8.float_bytes:,}"
             lines.append(str(self.int8))
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Input of an exported network: raw images (batch, channels, *size), of any size if `size` is None.
-
-    Signals and cubes have another number of sides, and always a size.
-    """
-
-    channels: int
-    size: tuple[int, ...] | None
-    usual: tuple[int, ...]
-    dtype: str
-
-    def random(self, count: int, size: tuple[int, ...], seed: int) -> Tensor:
-        shape, generator = (count, self.channels, *size), torch.Generator().manual_seed(seed)
-        if self.dtype == "uint8":
-            return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        return torch.rand(shape, generator=generator)
-
-    def batches(self) -> list[Tensor]:
-        """Random images for the check, one and five at a time, of other sizes too where those may differ."""
-        sizes = [self.usual]
-        if self.size is None:
-            height, width = self.usual
-            sizes += [(height + height // 2 + 1, width + 1), (max(height // 2, 2), max(width - 1, 2))]
-        return [self.random(count, size, seed) for seed, size in enumerate(sizes) for count in (1, 5)]
 
 
 # -- ONNX --------------------------------------------------------------------------------------------------
@@ -231,7 +200,7 @@ def onnx_bytes(model: Component | Assembly, path: Path, *, strangers: bool) -> _
 
 
 def _float32(
-    model: Component | Assembly, entry: _Entry, given: Sequence[Tensor], path: Path, strangers: bool, each: bool = False
+    model: Component | Assembly, entry: Entry, given: Sequence[Tensor], path: Path, strangers: bool, each: bool = False
 ) -> _Float32:
     """Make the ONNX file, with strangeness where asked for, and check it on random and given images."""
     plain = _on_cpu(model)
@@ -251,7 +220,7 @@ def _float32(
         try:
             proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry, strangers, each)
             nodes = inner_nodes(proto, [f"model.{name}." for name in _networks(candidate)])  # as FromRaw holds them
-            _describe(proto, model, entry)
+            describe(proto, model, entry)
             content: bytes = proto.SerializeToString(deterministic=True)
         except Exception as refusal:  # what the exporter raises differs by version and by operation
             problem = f"it cannot be written as ONNX: {told(first_line(_cause(refusal)))}"
@@ -275,14 +244,14 @@ def _cause(error: BaseException) -> BaseException:
 
 def _refused(model: Component | Assembly, path: Path, problem: str) -> SurgeryError:
     advice = "nothing was written. Keep the .safetensors file, or export its state dict"
-    return SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problem}; {advice}")
+    return SurgeryError("surgery-export-failed", f"{title(model)} cannot go to {path}: {problem}; {advice}")
 
 
 # -- int8 --------------------------------------------------------------------------------------------------
 
 
 def _for_int8(
-    model: Component | Assembly, entry: _Entry, int8: bool, images: Any
+    model: Component | Assembly, entry: Entry, int8: bool, images: Any
 ) -> tuple[list[Tensor], list[Tensor]] | None:
     """The images to calibrate on, and those held back; None without int8."""
     if not flag("int8", int8):
@@ -305,7 +274,7 @@ def _networks(model: nn.Module) -> list[str]:
 
 def _int8(
     model: Component | Assembly,
-    entry: _Entry,
+    entry: Entry,
     found: _Float32,
     calibration: tuple[list[Tensor], list[Tensor]],
     path: Path,
@@ -316,7 +285,7 @@ def _int8(
         raise _refused(model, path, "its networks have no layer that int8 applies to")
     try:
         proto = quantised(found.proto, found.nodes, images)
-        _describe(proto, model, entry, {"calibration_images": len(images)})
+        describe(proto, model, entry, {"calibration_images": len(images)})
         content: bytes = proto.SerializeToString(deterministic=True)
         record = measured(found.content, content, len(images), held_back, model.outputs)
         ran = session(content)
@@ -337,19 +306,19 @@ def _int8(
 # -- what the file takes -----------------------------------------------------------------------------------
 
 
-def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
+def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> Entry:
     check_choice("dtype", dtype, ("float32", "uint8"))
     parts = model.manifest.parts
     fixed = {part.input_shape[0] for part in parts if part.preprocessing.channels is None}
     usual = max(fixed or {part.preprocessing.channels or 3 for part in parts})
     if channels is not None and (channels not in (1, 3) or (fixed and fixed != {channels})):
         free = f"{usual}: it takes its images' channels as they are" if fixed else "1 or 3"
-        raise OptionError("option-range", f"channels={channels} cannot be used; {_title(model)} takes {free}")
+        raise OptionError("option-range", f"channels={channels} cannot be used; {title(model)} takes {free}")
     if dtype == "uint8" and not is_picture(parts[0].input_shape):
-        why = f"{_title(model)} takes {NAMES[len(parts[0].input_shape) - 1]}, and dtype='uint8' is for pictures"
+        why = f"{title(model)} takes {NAMES[len(parts[0].input_shape) - 1]}, and dtype='uint8' is for pictures"
         raise OptionError("option-conflict", f"{why}; leave it out (--uint8)")
     size = next((part.input_shape[1:] for part in parts if part.preprocessing.size is None), None)
-    return _Entry(int(channels or usual), size, size or parts[0].preprocessing.size or (), dtype)
+    return Entry(int(channels or usual), size, size or parts[0].preprocessing.size or (), dtype)
 
 
 def _on_cpu(model: Component | Assembly) -> Component | Assembly:
@@ -360,7 +329,7 @@ def _on_cpu(model: Component | Assembly) -> Component | Assembly:
     return plain
 
 
-def _fitting(images: Any, entry: _Entry, most: int, what: str) -> list[Tensor]:
+def _fitting(images: Any, entry: Entry, most: int, what: str) -> list[Tensor]:
     """Real images as the file takes them, one by one, (1, channels, height, width)."""
     pictures = getattr(images, "images", images)
     shape = (entry.channels, *entry.usual)
@@ -391,83 +360,20 @@ def _of_type(images: Tensor, dtype: str) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-class _LaidOut(TorchFunctionMode):
-    """Lets attention give values that lie in memory in the order of their dimensions.
-
-    Its kernel may lay them out otherwise. The exporter would rely on that, and what it turns the kernel into does not.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        return result.contiguous() if func is F.scaled_dot_product_attention else result
-
-
-def _program(module: nn.Module, entry: _Entry) -> ExportedProgram:
-    open_sides = {0: torch.export.Dim("batch")}
-    if entry.size is None:
-        open_sides |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
-    with Held(long=True), torch.no_grad(), _LaidOut():
-        images = entry.random(2, entry.usual, 0)
-        return torch.export.export(module, (images,), dynamic_shapes=(open_sides,), strict=False)
-
-
-def _written(program: ExportedProgram, *outputs: str, given: str = "images") -> Any:
-    """A program as an ONNX model."""
-    names: Any = {"input_names": [given], "output_names": list(outputs)}
-    with Held(long=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        written = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, **names)
-    assert written is not None
-    return written.model_proto
-
-
-def _proto(model: Component | Assembly, entry: _Entry, strangers: bool, each: bool = False) -> Any:
+def _proto(model: Component | Assembly, entry: Entry, strangers: bool, each: bool = False) -> Any:
     """The ONNX model."""
     if isinstance(model, Component) or not model.stages:
-        return _written(_program(FromRaw(model, strangers, each), entry), *OUTPUTS[: 2 + strangers])
+        return written(program(FromRaw(model, strangers, each), entry), *OUTPUTS[: 2 + strangers])
     example, open_sides = torch.zeros(2, len(model.classes)), {0: torch.export.Dim("batch")}
     with Held(long=True):
         shares = torch.export.export(Shares(model.outputs), (example,), dynamic_shapes=(open_sides,), strict=False)
     return in_turn_proto(
         model,
         list(map(_on_cpu, model.stages)),
-        lambda module, *outputs: _written(_program(module, entry), *outputs),
-        _written(shares, "probabilities", given="logits"),
+        lambda module, *outputs: written(program(module, entry), *outputs),
+        written(shares, "probabilities", given="logits"),
         strangers,
     )
-
-
-def _describe(proto: Any, model: Component | Assembly, entry: _Entry, int8: Mapping[str, Any] | None = None) -> None:
-    """Add a description to the file, and remove paths of this machine from its nodes."""
-    sides = proto.graph.input[0].type.tensor_type.shape.dim
-    names = ("batch", "", *SIDES[len(sides) - 2])
-    renamed = {side.dim_param: name for side, name in zip(sides, names, strict=True) if name}
-    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
-    for value in values:
-        for side in value.type.tensor_type.shape.dim:
-            if side.dim_param:
-                side.dim_param = renamed.get(side.dim_param, side.dim_param)
-    for item in (*values, *proto.graph.node, *proto.graph.initializer, proto.graph, proto):
-        del item.metadata_props[:]
-        item.doc_string = ""
-    proto.producer_name, proto.producer_version = "brickyard", __version__
-    proto.graph.name = "brickyard"
-    proto.doc_string = str(model)
-    about = description(model) | {"input": _input(model, entry)} | ({} if int8 is None else {"int8": dict(int8)})
-    for key, value in (("classes", about["outputs"]), (KEY, about)):
-        proto.metadata_props.add(key=key, value=json.dumps(value, allow_nan=False))
-
-
-def _input(model: Component | Assembly, entry: _Entry) -> dict[str, Any]:
-    raw = "0 to 255" if entry.dtype == "uint8" else "0 to 1"
-    pictures = is_picture(model.input_shape)
-    normalised = any(part.preprocessing.mean is not None for part in model.manifest.parts)
-    return {
-        "name": "images",
-        "dtype": entry.dtype,
-        "shape": ["batch", entry.channels, *(entry.size or ("height", "width"))],
-        "values": raw if pictures and (normalised or entry.dtype == "uint8") else f"{raw}, or as the source takes them",
-    }
 
 
 def _compare(
@@ -527,9 +433,9 @@ def torch_program(
     check_at_once(model, "a torch program has the same steps for every image")
     entry = _entry(model, dtype, channels)
     try:
-        return _program(FromRaw(_on_cpu(model)), entry)
+        return program(FromRaw(_on_cpu(model)), entry)
     except Exception as error:
-        why = f"cannot convert {_title(model)} to a torch program: {first_line(error)}"
+        why = f"cannot convert {title(model)} to a torch program: {first_line(error)}"
         raise SurgeryError("surgery-export-failed", f"{why}; use it as a module instead") from error
 
 
@@ -562,38 +468,3 @@ def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrit
     metadata = {STATE_KEY: json.dumps(description(model), allow_nan=False)}
     write_atomically(path, lambda place: save_file(state, place, metadata), overwrite=overwrite)
     return ExportRecord(path, "safetensors", path.stat().st_size)
-
-
-# -- what goes along ---------------------------------------------------------------------------------------
-
-
-def description(model: Component | Assembly) -> dict[str, Any]:
-    """What a model is, as JSON for files that are not Brickyard's own."""
-    manifest = model.manifest
-    kept: Any = {"classes": True, "preprocessing": True, "input_shape": True, "source": {"name", "sha256"}}
-    about: dict[str, Any] = {
-        "brickyard": __version__,
-        "kind": manifest.kind,
-        "classes": list(model.classes),
-        "outputs": [*model.classes, *([REJECT] if model.reject else [])],
-        "answers": manifest.outputs,
-        **({"decision_thresholds": list(manifest.decision_thresholds)} if manifest.decision_thresholds else {}),
-        "parts": [part.model_dump(mode="json", include=kept) | _stands_for(part) for part in manifest.parts],
-        "scores": manifest.scores,
-        "created": manifest.created,
-    }
-    if isinstance(model, Assembly):
-        about |= {"form": model.manifest.form, "scaling": model.manifest.scaling.name}
-    return about
-
-
-def _stands_for(part: ComponentManifest) -> dict[str, Any]:
-    """The classes of its source that each class of a part stands for, where that is not one of the same name."""
-    groups = zip(part.classes, part.groups, strict=True)
-    found = {name: [part.source.classes[k] for k in group] for name, group in groups}
-    return {"stands_for": found} if part.members else {}
-
-
-def _title(model: Component | Assembly) -> str:
-    names = ", ".join(model.classes[:5]) + (" ..." if len(model.classes) > 5 else "")
-    return f"the {model.manifest.kind} for {names}"
