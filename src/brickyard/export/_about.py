@@ -49,9 +49,10 @@ def title(model: Component | Assembly) -> str:
     return f"the {model.manifest.kind} for {names}"
 
 
-def describe(proto: Any, model: Component | Assembly, entry: Entry, int8: Mapping[str, Any] | None = None) -> None:
-    """Add a description to the file, and remove paths of this machine from its nodes."""
+def describe(proto: Any, model: Component | Assembly, entry: Entry, more: Mapping[str, Any] | None = None) -> None:
+    """Add a description to the file, with more entries if there are any, and remove this machine's paths from it."""
     sides = proto.graph.input[0].type.tensor_type.shape.dim
+    batch = sides[0].dim_value or "batch"
     names = ("batch", "", *SIDES[len(sides) - 2])
     renamed = {side.dim_param: name for side, name in zip(sides, names, strict=True) if name}
     values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
@@ -65,18 +66,18 @@ def describe(proto: Any, model: Component | Assembly, entry: Entry, int8: Mappin
     proto.producer_name, proto.producer_version = "brickyard", __version__
     proto.graph.name = "brickyard"
     proto.doc_string = str(model)
-    about = description(model) | {"input": _input(model, entry)} | ({} if int8 is None else {"int8": dict(int8)})
+    about = description(model) | {"input": _input(model, entry, batch)} | dict(more or {})
     for key, value in (("classes", about["outputs"]), (KEY, about)):
         proto.metadata_props.add(key=key, value=json.dumps(value, allow_nan=False))
 
 
-def _input(model: Component | Assembly, entry: Entry) -> dict[str, Any]:
+def _input(model: Component | Assembly, entry: Entry, batch: int | str) -> dict[str, Any]:
     raw = "0 to 255" if entry.dtype == "uint8" else "0 to 1"
     pictures = is_picture(model.input_shape)
     normalised = any(part.preprocessing.mean is not None for part in model.manifest.parts)
     return {
         "name": "images",
         "dtype": entry.dtype,
-        "shape": ["batch", entry.channels, *(entry.size or ("height", "width"))],
+        "shape": [batch, entry.channels, *(entry.size or ("height", "width"))],
         "values": raw if pictures and (normalised or entry.dtype == "uint8") else f"{raw}, or as the source takes them",
     }

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
+from brickyard.base._boxes import KIND as BOXES
 from brickyard.base._checks import given_path
 from brickyard.base._errors import OptionError
 from brickyard.base._lazy import package
@@ -157,6 +158,9 @@ def _check(model: Component | Assembly) -> None:
         raise OptionError("option-wrong-object", f"{why}; export it as .onnx or .py")
     if any(part.input_shape[0] not in (1, 3) for part in model.manifest.parts):
         why = f"a page takes grey or coloured pictures, and this model takes {shape[0]} channels"
+        raise OptionError("option-wrong-object", f"{why}; export it as .onnx or .py")
+    if model.manifest.outputs == BOXES:
+        why = "a page names classes, and this model is a detector, which finds boxes"
         raise OptionError("option-wrong-object", f"{why}; export it as .onnx or .py")
     if model.manifest.outputs not in KINDS:
         why = f"a page cannot read outputs of the kind {tidy(model.manifest.outputs)!r}, which was registered"

@@ -34,6 +34,7 @@ from brickyard.export._plain_inputs import raw_text
 from brickyard.export._plain_models import Content, assembly_content, component_content
 from brickyard.export._spelling import WIDTH, joined, literal, wrapped
 from brickyard.network._untouched import guarded
+from brickyard.outputs._detections import Detections
 from brickyard.outputs._kinds import Several
 from brickyard.storage._atomic import check_free, write_together
 from brickyard.storage._safefile import KEY as OWN_KEY
@@ -196,6 +197,8 @@ def _text(model: Component | Assembly, content: Content, stem: str, mark: str) -
     body = "\n\n\n".join(["\n".join(constants), *(one.strip() for one in (content.functions, *content.classes, _LOAD))])
     functional = ["import torch.nn.functional as F"] if re.search(r"\bF\.", body) else []
     imports = ["import torch", *functional, "from safetensors import safe_open", "from torch import nn"]
+    imports = [*(["import math\n"] if re.search(r"\bmath\.", body) else []), *imports]
+    imports += ["from torchvision.ops import batched_nms"] if "batched_nms(" in body else []
     return "\n\n".join([_docstring(_about(model, stem)), "\n".join(imports), body]) + "\n"
 
 
@@ -224,13 +227,20 @@ def _docstring(lines: Sequence[str]) -> str:
 
 def _about(model: Component | Assembly, stem: str) -> list[str]:
     manifest = model.manifest
+    finds = isinstance(model.outputs, Detections)
+    what, used = ("detector", "find, load") if finds else ("classifier", "load, preprocess")
     lines = [
-        f"A classifier as a plain PyTorch module, written by Brickyard {__version__}, which it does not need.",
+        f"A {what} as a plain PyTorch module, written by Brickyard {__version__}, which it does not need.",
         "",
-        f"    from {stem} import CLASSES, load, preprocess",
+        f"    from {stem} import CLASSES, {used}",
         "    model = load()",
     ]
-    if _by_sigmoid(model):
+    if finds:
+        lines += [
+            "    for boxes, scores, classes in find(model, images):",
+            "        print([CLASSES[k] for k in classes], boxes)",
+        ]
+    elif _by_sigmoid(model):
         rows = "model(preprocess(images)).double().sigmoid().tolist()"
         lines += [
             f"    for row in {rows}:",
@@ -255,7 +265,7 @@ def _about(model: Component | Assembly, stem: str) -> list[str]:
         lines.append(f"The last output, {REJECT}, stands for all other classes of the {sources}.")
     if _by_sigmoid(model):
         lines.append("An image may belong to several classes: those with a probability above their threshold.")
-    elif manifest.outputs != "one":
+    elif manifest.outputs != "one" and not isinstance(model.outputs, Detections):
         lines.append(f"What its outputs mean was registered under the name {tidy(manifest.outputs)}.")
     return lines
 

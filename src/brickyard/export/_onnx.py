@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from safetensors.torch import save_file
@@ -24,6 +24,7 @@ from brickyard.base._errors import BrickyardWarning, DataError, OptionError, Sur
 from brickyard.base._interrupts import Held
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, told
+from brickyard.base._options import BoxOptions
 from brickyard.base._sides import NAMES, is_picture
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
@@ -39,8 +40,10 @@ from brickyard.export._int8 import (
     quantised,
     session,
 )
+from brickyard.export._onnx_boxes import Form, check_boxes
 from brickyard.export._onnx_modules import OUTPUTS, Entry, FromRaw, Shares, program, written
 from brickyard.export._onnx_turns import check_at_once, in_turn_proto
+from brickyard.inputs._box_data import BoxData
 from brickyard.inputs._decoding import read_images
 from brickyard.network._network import Network
 from brickyard.network._untouched import guarded
@@ -69,7 +72,8 @@ class ExportRecord:
         fused: Whether batch norms were folded into the preceding layers.
         images: Number of images checked, or 0 if there was no check.
         error: Maximum difference between the logits of onnxruntime and torch, relative to the largest logit of the
-            batch, or None. For an int8 file: that of the float32 file it was made from.
+            batch, or None. For an int8 file: that of the float32 file it was made from. For boxes: that of scores and
+            of corners, relative to the image's longer side.
         int8: What quantising changed, or None.
     """
 
@@ -112,6 +116,8 @@ def export_onnx(
     channels: int | None = None,
     int8: bool = False,
     images: Any = None,
+    decode: bool = True,
+    **boxes: Unpack[BoxOptions],
 ) -> ExportRecord:
     """Export a component or an assembly as an ONNX file that takes raw images.
 
@@ -134,6 +140,12 @@ def export_onnx(
     the float32 file, and compares the latencies of both. Agreement below 95 % is warned of. An int8 file has no
     `strangeness`, which was measured on values that are not rounded.
 
+    The file of a detector takes one image, (1, channels, height, width), and finds the boxes in it: `boxes`, (n, 4),
+    left, top, right and bottom in pixels of the image, `scores`, (n,), and `classes`, (n,), by falling score. `score`,
+    `iou` and `most` are as for `detect`. With `decode=False` the file takes any batch, and returns the network's
+    `outputs`, (batch, outputs, places). In the check, boxes are compared with those that torch finds: they must agree
+    to 1e-4 of the image's longer side, and scores to 1e-4.
+
     Args:
         model: The component or assembly. Its weights are written as float32, unless `int8` is set.
         path: The file to write.
@@ -146,6 +158,8 @@ def export_onnx(
         int8: Quantise the weights and activations of the networks.
         images: Calibration images for `int8`, in the same forms; the first 500 are used. They must be of the kind that
             the model will see: activations beyond their range are clipped.
+        decode: Of a detector: find boxes in the file, instead of returning what the network does.
+        boxes: Of a detector: `score`, `iou` and `most`, as for `Component.detect`.
 
     Raises:
         FileError: The file exists and `overwrite` is false, or cannot be written.
@@ -169,10 +183,11 @@ def export_onnx(
     check_free(path, overwrite)  # before any work is done
     for needed in ("onnx", "onnxruntime", "onnxscript"):
         package(needed, "onnx", "writing ONNX")
+    form = check_boxes(model, boxes, decode=flag("decode", decode), int8=flag("int8", int8))
     entry = _entry(model, dtype, channels)
     given = [] if check_images is None else _in_fives(_fitting(check_images, entry, MOST_CHECKED, "the check"))
     calibration = _for_int8(model, entry, int8, images)
-    found = _float32(model, entry, given, path, bool(model.stranger_limits) and not int8)
+    found = _float32(model, entry, given, path, bool(model.stranger_limits) and not int8, form=form)
     content, record = found.content, None
     if calibration is not None:
         content, record = _int8(model, entry, found, calibration, path)
@@ -200,7 +215,13 @@ def onnx_bytes(model: Component | Assembly, path: Path, *, strangers: bool) -> _
 
 
 def _float32(
-    model: Component | Assembly, entry: Entry, given: Sequence[Tensor], path: Path, strangers: bool, each: bool = False
+    model: Component | Assembly,
+    entry: Entry,
+    given: Sequence[Tensor],
+    path: Path,
+    strangers: bool,
+    each: bool = False,
+    form: Form | None = None,
 ) -> _Float32:
     """Make the ONNX file, with strangeness where asked for, and check it on random and given images."""
     plain = _on_cpu(model)
@@ -211,21 +232,29 @@ def _float32(
         logits, strange = plain.judged(images)
         return logits, strange if each else strange.amin(1)
 
+    expected: Any
     with torch.inference_mode():
-        checked = (*entry.batches(), *given)
-        expected = [(images, *run_images(said, images, "the images for the check")) for images in checked]
+        if form is not None:
+            expected = form.expected(plain, form.batches(entry, given))
+        else:
+            checked = (*entry.batches(), *given)
+            expected = [(images, *run_images(said, images, "the images for the check")) for images in checked]
     count = sum(len(images) for images, *_ in expected)
     for fused in (True, False):
         candidate = plain.fused() if fused else plain
         try:
-            proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry, strangers, each)
+            candidate = candidate.to(memory_format=torch.contiguous_format)
+            proto = form.proto(candidate, entry) if form else _proto(candidate, entry, strangers, each)
             nodes = inner_nodes(proto, [f"model.{name}." for name in _networks(candidate)])  # as FromRaw holds them
-            describe(proto, model, entry)
+            describe(proto, model, entry, form.about(model) if form else None)
             content: bytes = proto.SerializeToString(deterministic=True)
         except Exception as refusal:  # what the exporter raises differs by version and by operation
             problem = f"it cannot be written as ONNX: {told(first_line(_cause(refusal)))}"
             continue
-        error, problem = _compare(content, expected, model.outputs)
+        if form is not None:
+            error, problem = form.compare(content, expected)
+        else:
+            error, problem = _compare(content, expected, model.outputs)
         if problem:
             continue
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
@@ -285,7 +314,7 @@ def _int8(
         raise _refused(model, path, "its networks have no layer that int8 applies to")
     try:
         proto = quantised(found.proto, found.nodes, images)
-        describe(proto, model, entry, {"calibration_images": len(images)})
+        describe(proto, model, entry, {"int8": {"calibration_images": len(images)}})
         content: bytes = proto.SerializeToString(deterministic=True)
         record = measured(found.content, content, len(images), held_back, model.outputs)
         ran = session(content)
@@ -331,7 +360,8 @@ def _on_cpu(model: Component | Assembly) -> Component | Assembly:
 
 def _fitting(images: Any, entry: Entry, most: int, what: str) -> list[Tensor]:
     """Real images as the file takes them, one by one, (1, channels, height, width)."""
-    pictures = getattr(images, "images", images)
+    pictures = images.pictures(range(min(len(images), most))) if isinstance(images, BoxData) else images
+    pictures = list(pictures) if pictures is not images else getattr(images, "images", images)
     shape = (entry.channels, *entry.usual)
     singles = [one[None] for batch in read_images(pictures, most, shape) for one in batch][:most]
     for index, one in enumerate(singles):

@@ -121,12 +121,13 @@ class _LaidOut(TorchFunctionMode):
         return result.contiguous() if func is F.scaled_dot_product_attention else result
 
 
-def program(module: nn.Module, entry: Entry) -> ExportedProgram:
-    open_sides = {0: torch.export.Dim("batch")}
+def program(module: nn.Module, entry: Entry, single: bool = False) -> ExportedProgram:
+    """A module of raw images as a program, for any number of them, or for a single one."""
+    open_sides = {} if single else {0: torch.export.Dim("batch")}
     if entry.size is None:
         open_sides |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     with Held(long=True), torch.no_grad(), _LaidOut():
-        images = entry.random(2, entry.usual, 0)
+        images = entry.random(1 if single else 2, entry.usual, 0)
         return torch.export.export(module, (images,), dynamic_shapes=(open_sides,), strict=False)
 
 

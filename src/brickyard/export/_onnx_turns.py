@@ -29,7 +29,7 @@ def check_at_once(model: object, why: str) -> None:
         raise OptionError("option-needs-parallel-form", f"{why}, and this is a cascade; {advice}")
 
 
-class _Graph:
+class Graph:
     """Nodes of a graph, one after the other, with names that begin alike."""
 
     def __init__(self, helper: Any, prefix: str) -> None:
@@ -99,9 +99,9 @@ def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, sh
     owner = torch.tensor([owners[0] for owners in model.manifest.owners])
     limits = torch.tensor([torch.inf if one is None else one for one in record.thresholds], dtype=torch.float32)[owner]
     names = OUTPUTS[:: 2 if strangers else 3]
-    protos = [_inlined(onnx, write(Said(stage, strangers), *names)) for stage in stages]  # type: ignore[arg-type]
-    first = _inlined(onnx, write(Order(model), "order"))
-    main = _Graph(helper, "turns.")
+    protos = [inlined(onnx, write(Said(stage, strangers), *names)) for stage in stages]  # type: ignore[arg-type]
+    first = inlined(onnx, write(Order(model), "order"))
+    main = Graph(helper, "turns.")
     (order,) = main.include(first.graph, "images", "glance.")
     batch = main.add("Slice", main.add("Shape", "images"), main.numbers(0), main.numbers(1))
     wide = main.add("Concat", batch, main.numbers(len(owner)), axis=0)
@@ -116,10 +116,10 @@ def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, sh
         for part, proto in enumerate(protos):
             mine = main.add("And", going, main.add("Equal", place, main.numbers(part)))
             some = main.add("ReduceMax", main.add("Cast", mine, to=kinds.INT32), keepdims=0)
-            run = _Graph(helper, f"turn{turn}.part{part}.")
+            run = Graph(helper, f"turn{turn}.part{part}.")
             found = _branch(run, proto.graph, f"part{part}.", mine, said, owner == part)
             main.initializers += run.initializers
-            skip = _Graph(helper, f"turn{turn}.skip{part}.")
+            skip = Graph(helper, f"turn{turn}.skip{part}.")
             same = [skip.add("Identity", one) for one in said]
             branches = [_subgraph(helper, kinds, *one) for one in ((run, found), (skip, same))]
             some = main.add("Cast", some, to=kinds.BOOL)
@@ -138,7 +138,7 @@ def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, sh
     return _model(onnx, main, held, shares, strangers)
 
 
-def _branch(made: _Graph, graph: Any, held: str, mine: str, said: Sequence[str], own: Tensor) -> list[str]:
+def _branch(made: Graph, graph: Any, held: str, mine: str, said: Sequence[str], own: Tensor) -> list[str]:
     """A part's steps for some of the images: what is said of all then, with what it says of these."""
     places = torch.nonzero(own).flatten().tolist()
     rows = made.add("Squeeze", made.add("NonZero", mine), made.numbers(0))
@@ -154,16 +154,16 @@ def _branch(made: _Graph, graph: Any, held: str, mine: str, said: Sequence[str],
     return ends
 
 
-def _subgraph(helper: Any, kinds: Any, made: _Graph, ends: Sequence[str]) -> Any:
+def _subgraph(helper: Any, kinds: Any, made: Graph, ends: Sequence[str]) -> Any:
     outputs = [helper.make_tensor_value_info(name, kinds.FLOAT, None) for name in ends]
     return helper.make_graph(made.nodes, made.nodes[-1].name, [], outputs)
 
 
-def _inlined(onnx: Any, proto: Any) -> Any:
+def inlined(onnx: Any, proto: Any) -> Any:
     return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
 
 
-def _model(onnx: Any, main: _Graph, held: Sequence[tuple[Any, str]], shares: Any, strangers: bool) -> Any:
+def _model(onnx: Any, main: Graph, held: Sequence[tuple[Any, str]], shares: Any, strangers: bool) -> Any:
     """The whole model, with the weights of all its parts."""
     helper, (first, _) = onnx.helper, held[0]
     weights = list(main.initializers) + list(shares.graph.initializer)
