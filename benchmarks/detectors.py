@@ -101,8 +101,8 @@ def page(rows: dict[str, Any]) -> str:
         drops = [f"{found[way]['drop']:+.1f} ({found[way]['error']:.1f})" for way in WAYS]
         agreement = found["damage"]["agreement"]
         lines.append(
-            f"| {title} | {found['objects']} | {found['restricted']:.1f} | {found['damage']['map50']:.1f} | {drops[0]} | "
-            f"{'' if agreement is None else f'{agreement:.1f}'} | {' | '.join(drops[1:])} |"
+            f"| {title} | {found['objects']} | {found['restricted']:.1f} | {found['damage']['map50']:.1f} | "
+            f"{drops[0]} | {'' if agreement is None else f'{agreement:.1f}'} | {' | '.join(drops[1:])} |"
         )
     about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
     return "\n".join([*lines, "", f"Machine: {about}.", ""])

@@ -235,11 +235,14 @@ def write_rows(path: Path, rows: dict[str, Any], order: Iterable[str]) -> dict[s
 def begun(
     options: argparse.Namespace, jobs: Sequence[tuple[Any, ...]], path: Path
 ) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
-    """The rows that are there, and the jobs (a title and more) that are asked for and not there, or asked for anew."""
+    """The rows that are there, and the jobs (a title and more) that are asked for and not there, or asked for anew.
+
+    A row that is there stays until the same job has made it again: a file has rows of other networks and data, too.
+    """
     asked = [job for job in jobs if options.only in job[0]]
     if not asked:
         raise SystemExit(f"no row's name contains {options.only!r}; names:\n" + "\n".join(job[0] for job in jobs))
-    rows = {} if options.fresh and not options.only else read_rows(path)
+    rows = read_rows(path)
     todo = [job for job in asked if options.fresh or job[0] not in rows]
     if not todo:
         print(f"{len(asked)} rows are there already; --fresh makes them again, and leaves the others")

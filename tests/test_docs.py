@@ -283,7 +283,12 @@ def one_network(printed: str, names: dict[str, Any]) -> None:
 
 
 def research_page(printed: str, names: dict[str, Any]) -> None:
-    sizes, select, scaled = printed.splitlines()
+    sizes, select, note, scaled = printed.splitlines()
+    assert note == "the first channels of every axis"
+    kept = {name: axis.kept for name, axis in names["by_place"].manifest.axes.items() if len(axis.kept) < axis.size}
+    kept.pop(names["by_place"].manifest.output_axis, None)
+    assert kept
+    assert all(places == tuple(range(len(places))) for places in kept.values())
     published, changed = json.loads(sizes)
     assert published != changed  # the rule was replaced
     assert select == "mean-relevance"
@@ -295,11 +300,18 @@ def research_page(printed: str, names: dict[str, Any]) -> None:
     assert not torch.allclose(names["whole"](names["images"]), plain(names["images"]), atol=1e-2)  # the control
 
 
+def detectors_page(out: str, names: dict[str, Any]) -> None:
+    assert out.splitlines()[-1] == "('bee', 'dog') 4"
+    assert names["relevance"].boxes.classes == 4
+    assert len(names["found"].boxes) > 0
+
+
 PAGES = {
     "howto/research.md": research_page,
     "howto/sources.md": sources_page,
     "howto/data.md": data_page,
     "howto/signals.md": signals_page,
+    "howto/detectors.md": detectors_page,
     "howto/budget.md": ratios,
     "howto/own-model.md": own_model,
     "howto/two-models.md": two_models,

@@ -12,7 +12,8 @@ import pytest
 from conftest import needed_package
 
 SCRIPTS = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-NEEDS = {"save_load_export": ("onnx", "onnxruntime", "onnxscript")}
+NEEDS = {"save_load_export": ("onnx", "onnxruntime", "onnxscript"), "cut_a_detector": ("onnx", "torchvision")}
+SHARED = ("cut_a_detector",)
 
 
 def test_there_are_examples_and_each_says_what_it_shows() -> None:
@@ -22,12 +23,18 @@ def test_there_are_examples_and_each_says_what_it_shows() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_an_example_runs_and_its_figures_are_above_chance(script, tmp_path, monkeypatch, capsys) -> None:
+def test_an_example_runs_and_its_figures_are_above_chance(script, tmp_path, monkeypatch, capsys, request) -> None:
     for name in NEEDS.get(script.stem, ()):
         needed_package(name)
+    if script.stem in SHARED:
+        monkeypatch.setenv("BRICKYARD_SHARED", str(request.getfixturevalue("shared")))
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(script), run_name="__main__")
     out = capsys.readouterr().out
+    if script.stem == "cut_a_detector":
+        assert re.search(r"image \d+: (person|dog) \d+%", out), out
+        assert {path.name for path in tmp_path.iterdir()} == {"found.png"}
+        return
     right = [float(figure) for figure in re.findall(r"(\d+\.\d) % right", out)]
     assert right, out
     assert min(right) > 60, out  # of two to ten classes

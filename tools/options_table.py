@@ -22,6 +22,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 HOLDERS = {
     "brickyard.locate": options.LocateOptions,
     "brickyard.disassemble": options.DisassembleOptions,
+    "brickyard.Component.detect": options.DetectOptions,
     "brickyard.assemble": options.AssembleOptions,
     "brickyard.evaluate": options.EvaluateOptions,
     "brickyard.finetune": options.FinetuneOptions,

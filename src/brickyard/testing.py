@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from brickyard.base._boxes import Boxes
 from brickyard.surgery._verify import zeroed_output as zeroed_output
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -100,6 +101,33 @@ class SqueezeExcite(nn.Module):
         gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(gate))))
         x = self.head(x * gate)
         return x.mean((2, 3))
+
+
+class Detector(nn.Module):
+    """A detector with two grids, whose cells have 4 and 8 pixels. Its outputs are read as `boxes` says.
+
+    Of each cell it returns a box, its objectness, and a score per class, as YOLOX does.
+    """
+
+    boxes = Boxes(scores_at=5, boxes_at=0, objectness_at=4, coding="grid", strides=(4, 8))
+
+    def __init__(self, classes: int = 4, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, stride=4, padding=1)
+        self.down = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.shapes = nn.ModuleList(nn.Conv2d(width, 4, 1) for _ in range(2))
+        self.sure = nn.ModuleList(nn.Conv2d(width, 1 + classes, 1) for _ in range(2))
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) -> (batch, cells, 5 + classes)."""
+        fine = torch.relu(self.stem(x))
+        grids = [fine, torch.relu(self.down(fine))]
+        found = [
+            torch.cat([shape(grid), (sure(grid) * 6 - 1).sigmoid()], 1).flatten(2)
+            for grid, shape, sure in zip(grids, self.shapes, self.sure, strict=True)
+        ]
+        return torch.cat(found, 2).transpose(1, 2)
 
 
 def random_graph(

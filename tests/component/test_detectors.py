@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard.axes import trace
+from brickyard.evaluation import faithfulness, features
+from brickyard.export import export_html, export_module, export_onnx, torch_program
 from brickyard.outputs._detections import Detections
+from brickyard.reports import model_card, report
 from brickyard.surgery import cut
 from brickyard.testing import randomised, zeroed_output
+from brickyard.training import distil
 from errors import refused
 
 SIZE = (16, 16)
@@ -270,17 +274,33 @@ def test_a_description_that_does_not_fit_is_refused(boxes: Any, code: str | None
         call()
 
 
-def test_what_a_detector_cannot_do_is_one_error() -> None:
+def test_what_a_detector_cannot_do_is_one_error(tmp_path: Any) -> None:
     source, relevance = located(SEPARATE)
     part = by.disassemble(source, relevance, task=[0, 2], heal="none", budget=by.Budget(flops=1.0), select="mda")
     with refused("option-conflict"):
         by.disassemble(source, relevance, task=[0, 2], reject=True)
-    with refused("option-conflict"):
+    with refused("option-wrong-object", "detector"):
         by.disassemble(source, relevance, task={"both": [0, 2]})
     with refused("option-conflict"):
         by.disassemble(source, relevance, task=[0, 2], decision_thresholds=0.4)
-    with refused("option-conflict"):
+    with refused("option-wrong-object", "detector"):
         by.finetune(part, (images(), rows()))
+    for call in (
+        lambda: by.disassemble(source, relevance, task=[0], heal="distil", minutes=0.01),
+        lambda: by.disassemble(source, relevance, task=[0], budget=by.Budget(flops=0.9), select="taylor"),
+        lambda: by.assemble([part]),
+        lambda: distil(part, images(), like="zoo:cnn?width=0.125"),
+        lambda: export_onnx(part, tmp_path / "part.onnx"),
+        lambda: export_module(part, tmp_path / "part.py"),
+        lambda: export_html(part, tmp_path / "part.html"),
+        lambda: torch_program(part),
+        lambda: report([part]),
+        lambda: features(part, (images(), rows())),
+        lambda: faithfulness(source, relevance, [0], (images(), rows())),
+    ):
+        with refused("option-wrong-object", "detector"):
+            call()
+    assert list(tmp_path.iterdir()) == []
     chain = by.disassemble(*_classifier(), task=["0", "1"])
     with refused("option-conflict", "predict"):
         chain.detect(images(1))
@@ -291,3 +311,15 @@ def _classifier() -> tuple[nn.Module, by.Relevance]:
 
     source = chain()
     return source, by.locate(source, (images(), torch.arange(24) % 4))
+
+
+def test_a_summary_and_a_card_tell_of_boxes() -> None:
+    source, relevance = located(SEPARATE)
+    part = by.disassemble(source, relevance, task=[0, 2], budget=by.Budget(flops=0.9))
+    assert part.manifest.agreement is not None
+    assert f"{part.manifest.agreement[1]:,} boxes in images held back" in str(part)
+    assert "scaled" not in str(part)
+    card = model_card(part)
+    assert "pipeline_tag: object-detection" in card
+    assert "model.detect(" in card
+    assert "predict_proba" not in card

@@ -25,7 +25,7 @@ TEXT = """# Own modules
 
 Written by `python tests/conformity --own`, which checks {count} small networks that no library has. They are written the
 way people write them: attention and gates, convolutions of all kinds, heads, transformers by hand, recurrent layers,
-transforms. They stand in `tests/conformity/own_*.py`; adding one is a class with a decorator.
+transforms. They are in `tests/conformity/own_*.py`; to add one, write a class with a decorator.
 
 Brickyard {version}, torch {torch}. Random weights, images of 16 by 16.
 

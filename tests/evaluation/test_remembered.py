@@ -99,3 +99,29 @@ def test_without_a_source_the_drop_says_what_it_needs() -> None:
     assert "needs --source" in str(alone)
     assert "needs --source" not in str(both)
     assert "needs --source" not in model_card(part, alone)
+
+
+def test_show_tells_the_scores_that_a_file_holds(place) -> None:
+    path = place / "yard" / "part.safetensors"
+    assert "  scores " not in run("show", path).stdout  # the control
+    for name in ("one", "two"):
+        run("evaluate", path, "--data", place / f"{name}.npz", "--remember", "--no-latency")
+    said = [line for line in run("show", path).stdout.splitlines() if line.startswith("  scores ")]
+    tables = {name: Scores.model_validate(value) for name, value in by.load(path).manifest.scores.items()}
+    assert len(said) == len(tables) == 2
+    for line, (name, table) in zip(said, tables.items(), strict=True):
+        row = table.rows[-1]
+        assert f"{name}: accuracy {row.accuracy:.1f}" in line
+        assert line.endswith(f"on {row.images} images")
+    value = json.loads(run("show", path, "--json").stdout)
+    assert list(value["scores"]) == list(tables)
+
+
+def test_the_yard_tells_on_how_many_images_an_agreement_was_measured(place) -> None:
+    path = place / "yard" / "part.safetensors"
+    part = by.load(path)
+    for agreement, said in (((19, 20), "95.0% of 20 images held back"), ((3, 4), "3 of 4 images held back")):
+        part.with_manifest(agreement=agreement).save(path, overwrite=True)
+        assert said in run("yard", "show", "part", "--yard", place / "yard").stdout
+        found = json.loads(run("yard", "show", "part", "--yard", place / "yard", "--json").stdout)
+        assert (found["agreement"], found["agreement_images"]) == (agreement[0] / agreement[1], agreement[1])

@@ -701,3 +701,18 @@ def test_components_train() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_report_refuses_graph_networks_and_says_what_to_use() -> None:
+    from brickyard.gnn import disassemble, locate, random_network
+    from brickyard.reports import report
+    from brickyard.testing import random_graph
+
+    source = random_network("gcn", 12, 8, 4)
+    located = locate(source, random_graph(), nodes=range(40))
+    for item in (located, disassemble(source, located, task=[1, 3])):
+        with refused("option-wrong-object", type(item).__name__, "brickyard.gnn.evaluate"):
+            report([item])
+    with refused("option-wrong-object", "Linear") as error:  # the control
+        report([torch.nn.Linear(2, 2)])
+    assert "gnn" not in str(error.value)

@@ -39,7 +39,7 @@ def page(found: list[dict[str, Any]], count: int, version: str, torch_version: s
     lines = [INTRO.format(count=count, version=version, torch=torch_version.partition("+")[0], idioms=len(IDIOMS))]
     if len(found) < count:
         lines.append(f"The run below was stopped after {len(found):,} of {count:,} networks.\n")
-    lines += ["## What came of them\n", "| outcome | networks | share |", "|---|---|---|"]
+    lines += ["## Results\n", "| outcome | networks | share |", "|---|---|---|"]
     for name, meaning in (
         ("right", "right in every comparison"),
         ("refused", "refused, with a code and a reason"),

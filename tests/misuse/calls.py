@@ -21,7 +21,7 @@ import brickyard as by
 from brickyard import gnn
 from brickyard.axes import trace
 from brickyard.base._options import TrainingOptions
-from brickyard.evaluation import faithfulness, features
+from brickyard.evaluation import faithfulness, features, probe
 from brickyard.export import export_html, export_module, export_onnx, export_state_dict, save_pretrained, torch_program
 from brickyard.inputs import ImageData
 from brickyard.network import fingerprint, fuse
@@ -29,7 +29,7 @@ from brickyard.network._network import kind
 from brickyard.reports import model_card, report, write_report
 from brickyard.sources import Source, save_source
 from brickyard.testing import Residual, randomised, zeroed_output
-from brickyard.training import accuracy, distil, train
+from brickyard.training import accuracy, distil, train, train_source
 from brickyard.yard import Yard
 from misuse.world import DATA, X, Y
 
@@ -109,6 +109,17 @@ def _train(m: Models) -> Any:
         own = copy.deepcopy(m.untrained[0])
     data = ImageData(X[Y % 2 == 1], Y[Y % 2 == 1] // 2, m.component.classes, "drawn")
     return train(own, data, preprocessing=by.Preprocessing(), epochs=1, teacher=m.component), own
+
+
+def _trained() -> Any:
+    return train_source("lenet5?width=0.25", _data(), preprocessing=by.Preprocessing(size=(16, 16)), epochs=1)
+
+
+def _yard(m: Models) -> Yard:
+    yard = Yard(m.place("yard"), create=True)
+    for name, part in (("small", m.component), ("other", m.other)):
+        yard.add(part, name)
+    return yard
 
 
 CALLS: dict[str, Callable[[Models], Any]] = {
@@ -205,7 +216,10 @@ CALLS: dict[str, Callable[[Models], Any]] = {
     "training.accuracy": lambda m: accuracy(m.source, _data(), by.Preprocessing()),
     "training.distil": lambda m: distil(m.assembly, X.repeat(3, 1, 1, 1), like="zoo:resnet20?width=0.125", epochs=1),
     "training.train": _train,
+    "training.train_source": lambda m: _trained().source.model,
     "yard.Yard.add": lambda m: Yard(m.place("yard"), create=True).add(m.component, "small").name,
+    "yard.Yard.rank": lambda m: [one.score for one in _yard(m).rank((X, Y % 2), per_class=None)],
+    "evaluation.probe": lambda m: probe(features(m.component, DATA)[:, :3], Y, folds=2).strength,
     "testing.zeroed_output": lambda m: zeroed_output(trace(m.source, X[:2]), {}, X),
     "gnn.locate": lambda m: gnn.locate(m.nodes, graph(), nodes=range(40)),
     "gnn.disassemble": lambda m: gnn.disassemble(m.nodes, m.node_relevance, task=[1, 3]),
@@ -282,7 +296,6 @@ WITHOUT: dict[str, str] = {
         WEIGHTS,
     ),
     "export.push_to_hub": "sends what `export.save_pretrained` writes to a server",
-    "training.train_source": "builds its own network, and calls `training.train`",
 }
 
 KINDS = re.compile(

@@ -259,3 +259,9 @@ def test_a_kind_of_the_users_goes_through_files_and_is_asked_for_where_it_is_mis
     with pytest.raises(FileError, match=r"'careful'.*register") as caught:
         by.load(path)
     assert caught.value.code == "file-unknown-operation"
+
+
+def test_a_name_of_its_own_kinds_is_taken() -> None:
+    with refused("option-conflict", "'several'"):
+        outputs("several")(type("Mine", (Several,), {"__module__": __name__}))
+    assert type(OUTPUTS["several"]) is Several

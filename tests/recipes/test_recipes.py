@@ -107,6 +107,18 @@ def again(first, tmp_path) -> Path:
     return Path(shutil.copytree(first.parent, tmp_path / "copy")) / first.name
 
 
+def test_another_type_of_numbers_makes_everything_anew_but_trained_sources(again) -> None:
+    said = run("build", again, "--dtype", "float64", "--json").stdout
+    done = did(json.loads(said))
+    assert {"train lower", "train upper"} <= set(done["up to date"])
+    assert {"locate lower", "cut low", "assemble"} <= set(done["ran"])
+    (path,) = again.parent.rglob("low.safetensors")
+    assert {value.dtype for value in by.load(path).network.parameters()} == {torch.float64}
+    assert "ran" not in did(json.loads(run("build", again, "--dtype", "float64", "--json").stdout))
+    planned = plan(load_recipe(again))
+    assert any("dtype" in str(item.as_dict()) for item in planned)  # the control: without it, it is another build
+
+
 # -- what is refused ---------------------------------------------------------------------------------------
 
 SMALL = """\

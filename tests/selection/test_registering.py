@@ -9,7 +9,7 @@ import torch
 
 import brickyard as by
 from brickyard.scaling import SCALINGS, Scale, scaling
-from brickyard.selection._importance import CRITERIA, criterion
+from brickyard.selection import CRITERIA, Selected, criterion
 from brickyard.testing import chain
 from errors import refused
 
@@ -26,6 +26,16 @@ def _tables():
 
 def cut(**options) -> by.Component:
     return by.disassemble(chain(), by.locate(chain(), DATA), task=[1], budget=by.Budget(flops=0.7), **options)
+
+
+def test_who_misses_a_name_is_told_how_to_register_one() -> None:
+    with refused("option-choice", "'l2'", "brickyard.selection.criterion"):
+        cut(select="l2")
+    with refused("option-choice", "'nome'", "brickyard.scaling.scaling", "'none'"):
+        by.assemble([cut(), cut()], scaling="nome")
+    with refused("option-choice", "'refitt'") as error:  # the control: nobody can add to these
+        cut(heal="refitt")
+    assert "register" not in str(error.value)
 
 
 def test_the_names_of_its_own_are_taken() -> None:
@@ -68,3 +78,26 @@ def test_errors_of_a_scaling_are_its_own() -> None:
     scaling("odd", help="mine")(lambda evidence: None)
     with refused("option-wrong-object", "NoneType"):
         by.assemble([cut()], scaling="odd")
+
+
+def test_a_criterion_that_divides_the_budget_itself_returns_channels_or_what_it_selected() -> None:
+    def half(evidence):
+        return {axis.name: torch.arange(0, axis.size, 2) for axis in evidence.graph.free if not axis.output}
+
+    criterion("half", help="mine", images=False, keeps=True)(half)
+    told = criterion("told", help="mine", images=False, keeps=True)
+    told(lambda evidence: Selected(evidence.graph, half(evidence), notes=("every other channel",)))
+    plain, noted = cut(select="half"), cut(select="told")
+    free = [
+        axis
+        for name, axis in plain.manifest.axes.items()
+        if len(axis.kept) < axis.size and name != plain.manifest.output_axis
+    ]
+    assert free
+    assert all(axis.kept == tuple(range(0, axis.size, 2)) for axis in free)
+    assert plain.manifest.axes == noted.manifest.axes
+    assert "every other channel" in noted.manifest.heal.notes
+    assert "every other channel" not in plain.manifest.heal.notes
+    criterion("wrong", help="mine", images=False, keeps=True)(lambda evidence: [1, 2])
+    with refused("option-wrong-object", "'wrong'", "brickyard.selection.Selected"):
+        cut(select="wrong")

@@ -11,9 +11,11 @@ from torch import nn
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._budget import within_budget
 from brickyard.assembly._cascade import cascaded, check_cascade
+from brickyard.assembly._detectors import check_detectors
 from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
 from brickyard.assembly._merging import merged
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import check_kind
 from brickyard.base._classes import numbered
 from brickyard.base._declare import declared, verb
@@ -94,6 +96,9 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
             "option-type", f"assemble needs a list of components, got {type(components).__name__}; put it in a list"
         )
     parts, gone = _opened(components)
+    if any(part.manifest.boxes is not None for part in parts):
+        check_detectors(options)
+        form, scaling = "parallel", "none"
     scaling = _with_images(parts, form) if scaling == "auto" and images is not None else scaling
     parts = _same(parts, options["same"] or {})
     strategy = find(scaling, images)
@@ -241,6 +246,8 @@ def assembly_manifest(
 
     With `votes=None`, parts vote where they can.
     """
+    for part in parts:
+        check_no_boxes(part, "assemble", "let each component detect by itself, and put the boxes together")
     kinds = list(dict.fromkeys(part.outputs for part in parts))
     if len(kinds) > 1:
         found = ", ".join(map(repr, kinds))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from brickyard.assembly._common import given_to, network_shapes, shared
+from brickyard.assembly._detectors import boxes_of_all, found_among
 from brickyard.assembly._looking import Lookers, Row, chosen, looked, lookers_of
 from brickyard.assembly._turns import Glance, in_turn, ranked
 from brickyard.base._checks import EVEN, decision_thresholds, given_path
@@ -36,9 +38,9 @@ from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import tensors_of
 from brickyard.network._untouched import all_in_evaluation, guarded, in_evaluation
+from brickyard.outputs._detections import Detections, Found
 from brickyard.outputs._kinds import Outputs
 from brickyard.outputs._outputs import outputs_of, thresholds_for
-from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.scaling._scale import (
     Gate,
     Scale,
@@ -50,7 +52,7 @@ from brickyard.scaling._scale import (
     with_reject,
 )
 from brickyard.storage._safefile import write
-from brickyard.surgery._sharing import Sharing, find_sharing, tied
+from brickyard.surgery._sharing import Sharing
 
 
 class Joined(InNotebooks, nn.Module):
@@ -348,7 +350,7 @@ class Assembly(Joined, Predictor):
 
     def _lookers(self, reads: bool) -> Lookers:
         """Networks that also return what enters layers, each with its parts; and what features are read from."""
-        return lookers_of(self.components(), _given(self.networks(), self.manifest.parts), self.sharing.ties, reads)
+        return lookers_of(self.components(), given_to(self.networks(), self.manifest.parts), self.sharing.ties, reads)
 
     def judged(self, images: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
         """Map raw images to the logits of all classes, and to how strange they are to each part, (batch, parts)."""
@@ -385,8 +387,23 @@ class Assembly(Joined, Predictor):
         """The parts' logits before scaling, (batch, logits)."""
         return self.signals(images).logits
 
+    @property
+    def width(self) -> int:
+        """How many outputs it has, of each place if its parts are detectors."""
+        return len(self.classes_) + self.outputs.others
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of its outputs: 2, or 3 for those of detectors' places."""
+        return 3 if isinstance(self.outputs, Detections) else 2
+
+    def found(self, sides: tuple[int, ...], logits: Tensor, *how: Any) -> list[Found]:
+        return found_among(self.outputs, sides, logits, *how)
+
     def forward(self, images: Tensor) -> Tensor:
         """Map raw images to the logits of all classes."""
+        if isinstance(self.outputs, Detections):
+            return boxes_of_all(self.components(), self.manifest.places, self._outputs(self.inputs(images)), images)
         return self._in_turn(images)[0] if self.stages else self.answers(self.inputs(images))
 
     logits = forward
@@ -526,39 +543,6 @@ class Assembly(Joined, Predictor):
         return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
 
 
-def shared(
-    networks: Sequence[Network], manifest: AssemblyManifest, ties: Mapping[str, str] | None = None
-) -> tuple[list[Network], Sharing, AssemblyManifest]:
-    """The networks of parts with equal layers as one, what they have in common, and the manifest that says so.
-
-    Args:
-        networks: The networks of the parts.
-        manifest: That of the assembly.
-        ties: Layers and tensors that are known to be equal, as in `Sharing`.
-    """
-    sharing, shapes = sharing_of(networks, manifest.parts, ties), [part.input_shape for part in manifest.parts]
-    made = tied(networks, sharing.ties)
-    if not sharing.runs or manifest.shared_parameters or manifest.shared_flops:
-        return made, sharing, manifest
-    twice = sum(count_flops(networks[index], shapes[index]) for run in sharing.runs for index in run.parts)
-    once = sum(count_flops(run.network(made), shapes[run.parts[0]]) for run in sharing.runs)
-    numbers = sum(map(count_parameters, networks)) - count_parameters(nn.ModuleList(made))
-    return made, sharing, manifest.model_copy(update={"shared_parameters": numbers, "shared_flops": twice - once})
-
-
-def sharing_of(
-    networks: Sequence[Network], parts: Sequence[ComponentManifest], ties: Mapping[str, str] | None = None
-) -> Sharing:
-    """What networks have in common that are given the same images, prepared in the same way."""
-    return find_sharing(networks, _given(networks, parts), ties)
-
-
-def _given(networks: Sequence[Network], parts: Sequence[ComponentManifest]) -> list[Hashable]:
-    """What tells the images that a network is given from those of another."""
-    likes = map(kind, networks)
-    return [(p.preprocessing, p.input_shape, like.dtype, like.device) for p, like in zip(parts, likes, strict=True)]
-
-
 def check_model(model: object, verb: str) -> None:
     """Refuse anything but a component or an assembly."""
     if not isinstance(model, Component | Assembly):
@@ -577,14 +561,3 @@ def check_no_cascade(model: object, what: str) -> None:
         why = f"{what} would need other thresholds than those of this cascade"
         advice = "join its parts with assemble([cascade]), change that, and assemble it with form='cascade' again"
         raise OptionError("option-needs-parallel-form", f"{why}; {advice}")
-
-
-def network_shapes(
-    parts: tuple[ComponentManifest, ...], form: str, shared_input: bool
-) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Input shapes and output widths of the networks of an assembly."""
-    if form in ("parallel", "cascade"):
-        return [part.input_shape for part in parts], [part.width for part in parts]
-    channels, *size = parts[0].input_shape
-    copies = 1 if shared_input else len(parts)
-    return [(channels * copies, *size)], [sum(part.width for part in parts)]

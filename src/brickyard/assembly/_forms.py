@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from brickyard.assembly._assembly import Assembly, shared
+from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._common import shared
 from brickyard.axes._atoms import Purse
 from brickyard.axes._graph import Graph, analyse, trace
 from brickyard.base._errors import BrickyardError, SurgeryError

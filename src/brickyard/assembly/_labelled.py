@@ -29,6 +29,7 @@ class Examples:
         places: Its index in the pool.
         targets: Its target in terms of the model's classes.
         outputs: The kind of the model's outputs.
+        others: For each pool, how many of its images are of none of the classes, and how many it has.
     """
 
     pools: tuple[Images | None, ...]
@@ -36,6 +37,7 @@ class Examples:
     places: Tensor
     targets: Tensor
     outputs: Outputs
+    others: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(
@@ -61,6 +63,7 @@ class Examples:
             warn_of_names(data, part.source.classes, what)
         pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in given)
         found: list[tuple[Tensor, ...]] = []
+        others = [(0, 0)] * len(pools)
         for index, (pool, own) in enumerate(zip(pools, model.manifest.places, strict=True)):
             if pool is None:
                 continue
@@ -72,12 +75,15 @@ class Examples:
                 classes[(classes < 0) & ~elsewhere] = len(model.classes)
             targets = outputs.targets(pool.all_labels(), classes, len(model.classes))
             places = outputs.cases(targets).images.unique()
+            missing = [k for k, name in enumerate(parts[index].names) if own[k] < 0 and name in model.classes]
+            known = sum(int(outputs.members(pool.all_labels(), k).sum()) for k in missing) if outputs.exclusive else 0
+            others[index] = len(pool) - len(places) - known, len(pool)
             found.append((torch.full_like(places, index), places, targets[places]))
         if not any(len(places) for _, places, _ in found):
             names = ", ".join(model.classes[:8])
             raise DataError("data-no-task-class", f"none of {what} belongs to the classes {names}; give some that do")
         owners, numbers, answers = (torch.cat(list(values)) for values in zip(*found, strict=True))
-        return cls(pools, owners, numbers, answers, outputs)
+        return cls(pools, owners, numbers, answers, outputs, tuple(others))
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from brickyard.assembly._assembly import Assembly, network_shapes, shared, sharing_of
+from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._common import network_shapes, shared, sharing_of
 from brickyard.assembly._turns import read_glance
 from brickyard.base._errors import FileError
 from brickyard.base._frozen import validated
@@ -47,7 +48,9 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     networks: list[Network] = []
     entering = []
     for index, (spec, shape, width, bound) in enumerate(zip(file.networks, shapes, widths, bounds, strict=True)):
-        networks.append(stored_network(spec, tensors, f"networks.{index}.", shape, width, bound))
+        boxes = manifest.parts[index].boxes if manifest.apart else None
+        places = () if boxes is None else (boxes.places(shape[1:]),)
+        networks.append(stored_network(spec, tensors, f"networks.{index}.", shape, width, bound, places))
         entering.append(bound.entering)
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
     each = enumerate(zip(manifest.parts, networks, entering, strict=True) if manifest.apart else ())

@@ -10,13 +10,13 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from brickyard.base._boxes import Boxes
+from brickyard.base._boxes import FAMILIES, Boxes
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import brief, near
 from brickyard.network._network import Network, Node, Ref
@@ -72,6 +72,15 @@ class Form:
 
 
 LOGITS_ALONE = Form()
+DETECTOR_HINT = (
+    "; if this is a detector, say how its outputs are read: --outputs yolox or another of "
+    f"{', '.join(FAMILIES)} (in Python outputs='yolox' or brickyard.Boxes(...); for load_source boxes=)"
+)
+
+
+def detector_hint(shapes: Iterable[Sequence[int]], form: Form) -> str:
+    """What to say where logits are looked for, and something has the form of a detector's outputs; "" otherwise."""
+    return DETECTOR_HINT if form.boxes is None and any(len(shape) == 3 for shape in shapes) else ""
 
 
 def path_to_logits(result: Any, images: int, output: str | None = None, form: Form = LOGITS_ALONE) -> Path | None:
@@ -149,6 +158,13 @@ def parts_of(result: Any, before: Path = ()) -> Iterator[tuple[str, Path]]:
         path = (*before, key)
         yield ".".join(map(str, path)), path
         yield from parts_of(value, path)
+
+
+def shapes_in(result: Any) -> Iterator[tuple[int, ...]]:
+    """The shapes of all tensors in a result."""
+    for value in (result, *(at(result, path) for _, path in parts_of(result))):
+        if isinstance(value, Tensor):
+            yield tuple(value.shape)
 
 
 def logits_in(result: Any, images: int, form: Form = LOGITS_ALONE) -> list[str]:

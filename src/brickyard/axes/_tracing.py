@@ -13,7 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from brickyard.axes._answers import LOGITS_ALONE, Form, Path, at, logits_in, path_to_logits, told_of
+from brickyard.axes._answers import (
+    LOGITS_ALONE,
+    Form,
+    Path,
+    at,
+    detector_hint,
+    logits_in,
+    path_to_logits,
+    shapes_in,
+    told_of,
+)
 from brickyard.axes._converting import attribute, converted, own_copy, shared_layer
 from brickyard.axes._exporting import export_draft
 from brickyard.axes._lowering import Draft, lowered
@@ -326,7 +336,8 @@ def _path(model: nn.Module, result: Any, images: int, output: str | None, form: 
             "trace-output",
             f"{type(model).__name__} must return floating-point {form.words} for {images} images, alone, "
             f"{_AS_LOGITS if form.boxes is None else ''}or as the only tensor of that form, got "
-            f"{told_of(result)}{where}{named}; {advice}, or wrap it in a module that returns them",
+            f"{told_of(result)}{where}{named}; {advice}, or wrap it in a module that returns them"
+            f"{detector_hint(shapes_in(result), form)}",
         )
     return path
 

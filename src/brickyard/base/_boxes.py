@@ -172,6 +172,50 @@ KIND = "boxes"
 """What manifests call the outputs of detectors."""
 
 
+def family_of(boxes: Boxes | None) -> str | None:
+    """The known family whose description this is, however many classes it has; None where it is of none."""
+    if boxes is None:
+        return None
+
+    def coded(one: Boxes) -> dict[str, Any]:
+        return one.model_dump(exclude={"classes"})
+
+    return next((name for name, known in FAMILIES.items() if coded(known) == coded(boxes)), None)
+
+
+def boxes_asked(value: Any) -> Boxes | None:
+    """How a detector's outputs are read, from a family's name or a description; None for a classifier.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if value is None or isinstance(value, Boxes):
+        return value
+    if isinstance(value, str):
+        return Boxes.named(value)
+    raise OptionError(
+        "option-type",
+        f"boxes must be a family of detectors such as 'yolox', or brickyard.Boxes(...), got {brief(value)}; give one "
+        "of them, or leave it out for a classifier",
+    )
+
+
+def check_no_boxes(model: Any, what: str, advice: str) -> None:
+    """Refuse what only classifiers can do for a detector, before any work.
+
+    Args:
+        model: What knows how boxes are read, such as a manifest, or has a manifest.
+        what: What was asked for.
+        advice: What to do instead.
+
+    Raises:
+        OptionError: It is a detector, or has a part that is one.
+    """
+    known = getattr(model, "manifest", model)
+    if any(getattr(one, "boxes", None) is not None for one in (known, *getattr(known, "parts", ()))):
+        raise OptionError("option-wrong-object", f"{what} is for classifiers, and this is a detector; {advice}")
+
+
 def outputs_asked(value: Any) -> str | Boxes:
     """Check what was said of a source's outputs: a kind, a family of detectors, or a description.
 

@@ -14,8 +14,8 @@ from brickyard.base._errors import FileError, OptionError
 from brickyard.base._messages import brief, first_line, near
 
 
-def check_choice(name: str, value: object, choices: object) -> None:
-    """Check a value against a `Literal` or a tuple of strings.
+def check_choice(name: str, value: object, choices: object, register: str = "") -> None:
+    """Check a value against a `Literal` or a tuple of strings; `register` is the decorator that adds to them, if any.
 
     Raises:
         OptionError: It is not among the choices.
@@ -23,8 +23,9 @@ def check_choice(name: str, value: object, choices: object) -> None:
     allowed = choices if isinstance(choices, tuple) else get_args(choices)
     if not isinstance(value, str) or value not in allowed:
         hint = near(value.casefold(), allowed) if isinstance(value, str) else ""
+        own = f"; or register your own with @{register}" if register else ""
         raise OptionError(
-            "option-choice", f"{name} must be one of {', '.join(map(repr, allowed))}, got {brief(value)}{hint}"
+            "option-choice", f"{name} must be one of {', '.join(map(repr, allowed))}, got {brief(value)}{hint}{own}"
         )
 
 

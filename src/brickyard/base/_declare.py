@@ -43,6 +43,11 @@ class Table(Mapping[str, str]):
     def __init__(self, module: str, table: str, decorator: str) -> None:
         self.module, self.table, self.decorator = module, table, decorator
 
+    @property
+    def register(self) -> str:
+        """The public decorator that adds to the table."""
+        return f"{self.module.rpartition('.')[0]}.{self.decorator}"
+
     def _now(self) -> dict[str, str]:
         found = getattr(sys.modules.get(self.module), self.table, None)
         return self._written if found is None else {name: entry.help for name, entry in found.items()}
@@ -167,7 +172,7 @@ class Opt:
             return self.validate(value)
         what = f"{self.owner} {self.name}".lstrip()
         if self.names:
-            check_choice(what, value, self.names)
+            check_choice(what, value, self.names, getattr(self.choices, "register", ""))
         elif self.kind is bool:
             return flag(what, value)
         elif self.kind is int:

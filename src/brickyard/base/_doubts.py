@@ -56,7 +56,10 @@ def of_repair(part: ComponentManifest) -> list[str]:
         return []
     heal, (same, count) = part.heal, part.agreement or (0, 0)
     if count >= SEEN:
-        said = f"it gives its source's answer on only {same / count:.1%} of {count:,} images held back"
+        of = f"on only {same / count:.1%} of {count:,} images"
+        said = f"it gives its source's answer {of} held back"
+        if part.boxes is not None:
+            said = f"it and its source find only {same / count:.1%} of {count:,} boxes in images held back alike"
         return [] if same >= LOW * count else [f"{said}: keep more of the source (a larger budget), or {MORE}"]
     if heal.method == "none" or heal.images + heal.held >= ENOUGH:
         return []

@@ -116,11 +116,15 @@ class Budget:
     """
 
     flops: float | None = opt(
-        None, help="Keep at most this share of the FLOPs, in (0, 1].", unset="no budget", **_SHARE
-    )
+        None, unset="no budget", **_SHARE,
+        help="Keep at most this share of the FLOPs of the source with all its classes (of the parts, when assembling), "
+        "in (0, 1].",
+    )  # fmt: skip
     parameters: float | None = opt(
-        None, help="Keep at most this share of the parameters, in (0, 1].", unset="no budget", **_SHARE
-    )
+        None, unset="no budget", **_SHARE,
+        help="Keep at most this share of the parameters of the source with all its classes (of the parts, when "
+        "assembling), in (0, 1].",
+    )  # fmt: skip
     agreement: float | None = opt(
         None, help="Keep the least that agrees with the source on this share of the images held back, in (0, 1].",
         unset="no budget", above=0, most=1, noun="a share ", owner="budget", advice="0.98 is 98 % of them",

@@ -8,12 +8,29 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from brickyard.base import _pipelines
+from brickyard.base._boxes import Boxes
 from brickyard.base._frozen import Frozen, UnusableError, first_problem
 
 Fit = Literal["resize", "crop", "pad", "letterbox"]
 Place = Literal["centre", "corner"]
 Order = Literal["rgb", "bgr"]
 FILLED = ("pad", "letterbox")  # ways that leave something around a picture
+
+
+_BOXED: dict[str, Any] = {"size": (640, 640), "fit": "letterbox", "channels": 3, "fill": 114 / 255, "antialias": False}
+_DETECTORS: dict[str, dict[str, Any]] = {
+    "yolox": {**_BOXED, "place": "corner", "order": "bgr", "mean": (0.0,), "std": (1 / 255,)},
+    "nanodet": {
+        **_BOXED,
+        "size": (320, 320),
+        "fill": 0.0,
+        "order": "bgr",
+        "mean": tuple(value / 255 for value in (103.53, 116.28, 123.675)),
+        "std": tuple(value / 255 for value in (57.375, 57.12, 58.395)),
+    },
+    "yolov5": _BOXED,
+    "yolov8": _BOXED,
+}
 
 
 class Preprocessing(Frozen):
@@ -38,7 +55,7 @@ class Preprocessing(Frozen):
         antialias: Whether a larger image is smoothed while it is scaled down, as PIL does and torchvision by default.
         channels: 1 or 3, or None to keep the channels. Grey becomes colour by repetition; colour becomes grey by
             the luma weights of ITU-R BT.601.
-        mean: Per-channel mean, in [0, 1] units, or None for no normalisation.
+        mean: Per-channel mean, in [0, 1] units (123.675 of bytes is 0.485), or None for no normalisation.
         std: Per-channel standard deviation, in [0, 1] units; needs `mean`. A network that takes 0 to 255 has
             mean=(0,), std=(1 / 255,).
         unknown: Whether the source was located on images that something else had prepared: neither uint8 nor in
@@ -134,6 +151,26 @@ class Preprocessing(Frozen):
             OptionError: It does what a `Preprocessing` cannot do, such as adding borders.
         """
         return cls(**_pipelines.readable(_pipelines.from_processor, processor))
+
+    @classmethod
+    def of_detector(cls, family: str, size: tuple[int, int] | None = None) -> Preprocessing:
+        """What is usual for a family of detectors, as their public tools do it.
+
+        Args:
+            family: A name that `Boxes.named` knows.
+            size: Height and width of the network's input; default: that of most of the family.
+
+        Raises:
+            OptionError: The family is unknown.
+
+        Example:
+            >>> from brickyard import Preprocessing
+            >>> how = Preprocessing.of_detector("yolox", size=(416, 416))
+            >>> how.fit, how.place, how.order, round(how.fill * 255)
+            ('letterbox', 'corner', 'bgr', 114)
+        """
+        Boxes.named(family)  # refuses others
+        return cls(**{**_DETECTORS[family], **({} if size is None else {"size": size})})
 
     @property
     def frame(self) -> tuple[Any, ...]:

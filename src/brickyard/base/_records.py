@@ -68,6 +68,8 @@ class LocateRecord(Frozen):
         right: How many of the images the source answers correctly, and how many it was asked.
         candidates: How many images of each class the most confident ones were chosen from, where some had more.
         output: The part of what the source returns that was asked for as its logits, or None.
+        assumed: What was assumed of the preparation of the source's images, since nothing said it; "" for nothing.
+        given: How many images there were to choose from, of any class; None in files of earlier versions.
     """
 
     choose: Literal["confident", "random", "all"]
@@ -79,6 +81,8 @@ class LocateRecord(Frozen):
     right: tuple[Count, Count] | None = None
     candidates: Count | None = None
     output: Name | None = None
+    assumed: Annotated[str, Field(max_length=1024)] = ""
+    given: Count | None = None
 
 
 _RENAMED = {"spread": "allocation", "multiple": "round_to", "relevance": "global", "even": "uniform"}

@@ -193,12 +193,16 @@ class Drawing:
         self._taken: set[str] = set()
 
     def __call__(self, title: str, image: Tensor, text: str) -> None:
-        """Write a picture (channels, height, width)."""
+        """Write a picture (channels, height, width) with a text below it."""
+        self.write(title, drawn(image, text))
+
+    def write(self, title: str, picture: Image.Image) -> None:
+        """Write a picture as it is."""
         from brickyard.runtime._progress import speaks
         from brickyard.storage._atomic import write_content
 
         content = io.BytesIO()
-        drawn(image, text).save(content, "PNG")
+        picture.save(content, "PNG")
         path = self.folder / f"{self._name(title)}.png"
         if speaks():
             write_content(path, content.getvalue(), overwrite=self.force)
@@ -215,14 +219,21 @@ class Drawing:
         return name
 
 
-def drawn(image: Tensor, text: str) -> Image.Image:
-    """A picture (channels, height, width), uint8 or in [0, 1], with a text below it."""
+def as_picture(image: Tensor) -> Image.Image:
+    """A picture of PIL's from (channels, height, width), uint8 or in [0, 1]."""
     import torch
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
     if image.dtype != torch.uint8:
         image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    picture = Image.fromarray(image[:3].expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy())
+    return Image.fromarray(image[:3].expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def drawn(image: Tensor, text: str) -> Image.Image:
+    """A picture (channels, height, width), uint8 or in [0, 1], with a text below it."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = as_picture(image)
     longest = max(picture.size)
     scale = LARGEST / longest if longest > LARGEST else max(1, SMALLEST // longest)
     sides = tuple(max(1, round(side * scale)) for side in picture.size)

@@ -31,9 +31,9 @@ _SHOW = warnings.showwarning
 _SHARED = ("locate", "disassemble", "evaluate")  # commands whose work several processes share
 _TRAINING = ("finetune", "distil")  # commands whose gradients need more digits than half of float32's
 _PLACED = {  # commands that compute with networks, and what they let choose of where
-    **dict.fromkeys(("train", "build"), ("device",)),
+    "train": ("device",),
     **dict.fromkeys((*_SHARED, *_TRAINING), ("device", "dtype")),
-    **dict.fromkeys(("assemble", "predict", "routes", "report", "yard_rank"), ("device", "dtype")),
+    **dict.fromkeys(("assemble", "predict", "routes", "report", "yard_rank", "build"), ("device", "dtype")),
 }
 
 

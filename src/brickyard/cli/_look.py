@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from brickyard.base._boxes import split_outputs
 from brickyard.base._declare import gathered
 from brickyard.base._errors import OptionError
-from brickyard.base._options import EvaluateOptions
+from brickyard.base._messages import shown
+from brickyard.base._options import DetectOptions, EvaluateOptions, LocateOptions
 from brickyard.cli import _options as words
 from brickyard.cli._costs import costs
 from brickyard.cli._options import DATA_HELP, File, Force, check_effect, with_options
@@ -22,6 +24,7 @@ from brickyard.sources import _resolve as resolve
 
 if TYPE_CHECKING:
     from brickyard.axes._graph import Graph
+    from brickyard.base._records import AssemblyManifest, ComponentManifest
 
 
 @with_options(EvaluateOptions)
@@ -36,7 +39,7 @@ def evaluate(
     max_images: words.MaxImages = None,
     csv: Annotated[Path | None, Option(help="Also write the rows to this CSV file.")] = None,
     remember: Annotated[
-        bool, Option("--remember", help="Keep the scores in FILE, for cards, yards, reports and the Hub.")
+        bool, Option("--remember", help="Keep the scores in FILE, for show, cards, yards, reports and the Hub.")
     ] = False,
     force: Force = False,
     **options: Any,
@@ -49,6 +52,8 @@ def evaluate(
         resolve.check_free(csv, force, file, *(source or []), *(weights or []))
     scored = model(file)
     parts = scored.manifest.parts
+    if parts[0].boxes is not None:
+        check_effect(f"{file} is a detector, whose figures are written with --json", csv=csv)
     models: Any = [(file.name, scored.manifest)]
     images: Any = resolve.labelled_images(data, models, "--data", split, max_images, shared=True)
     if source and len(source) != len(parts):
@@ -58,7 +63,7 @@ def evaluate(
     models = resolve.models_of(source or [], weights or [], parts) or None
     if isinstance(scored, Component):
         images, models = images[0], models and models[0]
-    scores = score(scored, images, **gathered(EvaluateOptions, options), source=models)
+    scores: Any = score(scored, images, **gathered(EvaluateOptions, options), source=models)
     if csv is not None and speaks():
         scores.to_csv(csv, overwrite=force)
     if remember:
@@ -83,7 +88,7 @@ def rename(
     return Result({"output": str(output), "classes": list(after.classes)}, f"{after}\n{output}")
 
 
-@with_options(words.PreprocessingOptions, words.WeightOptions, only=("size", "output_name"))
+@with_options(words.PreprocessingOptions, words.WeightOptions, LocateOptions, only=("size", "output_name", "outputs"))
 def show(
     item: Annotated[str, Argument(help="File, or source such as zoo:resnet20.")],
     weights: words.Weights = None,
@@ -98,8 +103,9 @@ def show(
         check_effect(why, weights=weights, class_names=names, **options)
         return _show_file(path, axes)
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
-    which = {"output_name": options.pop("output_name"), "random_weights": True}
-    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), **which)
+    _, boxes = split_outputs(options.pop("outputs"))
+    which = {"output_name": options.pop("output_name"), "random_weights": True, "boxes": boxes, "tell": False}
+    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options, boxed=bool(boxes)), **which)
     graph = resolve.axes_of(source)
     free = _free(graph)
     value = {
@@ -183,10 +189,20 @@ def _show_file(path: Path, axes: bool) -> Result:
     width = max(map(len, rows), default=0)
     lines = [f"  {name:<{width}}  {text}" for name, text in rows.items()] if axes else []
     if not isinstance(found, Relevance):
-        lines.insert(0, line)
+        lines[:0] = [line, *_scores_kept(found.manifest)]
     return Result(value, "\n".join([str(found), *lines]))
 
 
+def _scores_kept(manifest: ComponentManifest | AssemblyManifest) -> list[str]:
+    """The scores that a file holds, a line per set of test images."""
+    from brickyard.reports._cards import stored
+
+    tables, others = stored(manifest)
+    told = {name: table.brief for name, table in tables.items()} | dict.fromkeys(others, "of another form")
+    return [shown(f"  scores       {name}: {text}", keep="") for name, text in told.items()]
+
+
+@with_options(unset=(DetectOptions,), only=("score", "iou", "most"))
 def predict(
     file: File,
     images: Annotated[
@@ -196,12 +212,16 @@ def predict(
             "input: a picture, or one of these per line."
         ),
     ],
-    top: Annotated[int, Option(help="Print this many classes per image.", min=1)] = 3,
+    top: Annotated[int | None, Option(help="Print this many classes per image; 3 by default.", min=1)] = None,
     csv: Annotated[Path | None, Option(help="Also write the answers to this CSV file; - prints CSV instead.")] = None,
     draw: Annotated[Path | None, Option(help="Also write pictures with their answers to this folder.")] = None,
     force: Force = False,
+    **options: Any,
 ) -> Result:
-    """Classify images, and say which look like none of the classes. Exit code 1 if some could not be read."""
+    """Classify images, and say which look like none of the classes. Exit code 1 if some could not be read.
+
+    With the component of a detector, find objects: class, score, and left, top, right and bottom in pixels.
+    """
     from brickyard.cli._answers import Answers, Drawing
     from brickyard.cli._asked import asked
     from brickyard.storage._atomic import folder_for, write_content
@@ -210,7 +230,14 @@ def predict(
     if csv is not None and not printed:
         resolve.check_free(csv, force, file)
     classifier = model(file)
-    answers = Answers(classifier, top)
+    if classifier.manifest.parts[0].boxes is None:
+        check_effect(f"{file} is a classifier", **options)
+        answers = Answers(classifier, top or 3)
+    else:
+        from brickyard.cli._objects import Objects
+
+        check_effect(f"{file} is a detector, whose boxes are limited by --most", top=top)
+        answers = Objects(classifier, {name: value for name, value in options.items() if value is not None})
     drawing = None if draw is None else Drawing(draw, force)
     with nullcontext() if draw is None else folder_for(draw, "give another folder for --draw"):
         answers.take(asked(images, classifier.input_shape), drawing)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from brickyard.base import _options as declarations
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._declare import checked, declared, flat, gathered
 from brickyard.base._errors import OptionError
 from brickyard.cli import _options as words
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from brickyard.assembly._assembly import Assembly
     from brickyard.base._records import ComponentManifest
     from brickyard.component._component import Component
-    from brickyard.inputs._datasets import ImageData
     from brickyard.relevance._relevance import Relevance
     from brickyard.sources._loading import Source
 
@@ -123,19 +123,23 @@ def _located(
     options: dict[str, Any],
     *,
     cut: bool,
-) -> tuple[Source, Relevance, ImageData]:
+) -> tuple[Source, Relevance, Any]:
     """A source, its relevances and the images; with `cut`, only if a component of it can be written to a file.
 
     Images come from data with labels, or from a folder without.
     """
+    from brickyard.base._boxes import split_outputs
     from brickyard.base._classes import parse_classes
+    from brickyard.outputs._outputs import find_outputs
     from brickyard.relevance._locate import check_savable, located
     from brickyard.relevance._locate import locate as find
 
-    how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options))
-    which = gathered(words.WeightOptions, options)
+    outputs, boxes = split_outputs(options["outputs"])
+    find_outputs(outputs or "one")  # refuses an unknown one before any work
+    how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options), boxed=boxes is not None)
+    which = gathered(words.WeightOptions, options) | {"boxes": boxes}
     data, calibration = given_images
-    images: ImageData
+    images: Any
     if calibration is not None:
         source = resolve.source_of(spec, weights, names, how, **which)
         _check_task(task, source)
@@ -163,8 +167,10 @@ def _located(
         found = located(source.model, images, chosen, check_savable)
     else:
         found = find(source.model, images, **given)
+    known: dict[str, Any] = {"assumed": source.assumed}
     if calibration is not None:  # a source is always right about its own answers
-        found.record = found.record.model_copy(update={"right": None})
+        known["right"] = None
+    found.record = found.record.model_copy(update=known)
     return source, found, images
 
 
@@ -215,6 +221,7 @@ def disassemble(
         idle = {name: value for name, value in options.items() if name not in same} | (thresholds if limited else {})
         check_effect(f"{relevance} was already located, and a budget needs no threshold", **idle)
         which |= {"input_shape": found.input_shape, "output_name": found.record.output}
+        which |= {"boxes": found.boxes, "tell": False}
         origin = resolve.source_of(source, weights, names, found.preprocessing, **which)
         check_savable(found.graph(origin.model))
         if data is not None:
@@ -324,6 +331,8 @@ def assemble(
         chosen, parts = _from_yard(yard, files, max_parameters, max_flops)
     else:
         parts = [model(Path(path)) for path in files]
+    for part in parts:
+        check_no_boxes(part, "assemble", "run `brickyard predict` with each component, and put the boxes together")
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     named = list(zip(chosen or [Path(path).name for path in files], (part.manifest for part in parts), strict=True))
     labelled = resolve.labelled_images(images, named, "--images") if images else None

@@ -24,7 +24,7 @@ SOURCE_HELP = (
 )
 DATA_HELP = (
     "digits, an image folder, a table of paths (.csv, .json), arrays (.npz), .parquet or IDX files; append "
-    "?split=test&classes=0-2 for a subset."
+    "?split=test&classes=0-2 for a subset. For a detector: COCO (.json), YOLO (data.yaml), Pascal VOC or .parquet."
 )
 
 File = Annotated[Path, Argument(help="Component or assembly file.")]
@@ -58,9 +58,14 @@ class PreprocessingOptions(TypedDict, total=False):
         Opt(default=None, help="Image size: 32, 32x48, crop:32 to crop, pad:32 to pad smaller images, or letterbox:32 "
             "to scale images by one factor and fill the rest."),
     ]  # fmt: skip
-    mean: Annotated[str | None, Opt(default=None, help="Per-channel mean, comma-separated; of pictures, in [0, 1].")]
+    mean: Annotated[
+        str | None, Opt(default=None, help="Per-channel mean, comma-separated; of pictures, each in [0, 1].")
+    ]
     std: Annotated[
-        str | None, Opt(default=None, help="Per-channel standard deviation, comma-separated, such as 0.2 or 1/255.")
+        str | None,
+        Opt(
+            default=None, help="Per-channel standard deviation, comma-separated; of pictures, each in (0, 1], or 1/255."
+        ),
     ]
     fill: Annotated[
         str | None,
@@ -190,7 +195,7 @@ def with_options(
         }
         known = {name: one for holder in holders for name, one in flat(holder, *only).items()}
         for holder in unset:
-            for name, one in flat(holder).items():
+            for name, one in flat(holder, *only).items():
                 known.setdefault(name, replace(one, default=None, optional=True, unset=one.unset or one.value))
         for name, default in defaults.items():
             known[name] = replace(known[name], default=default, optional=False, unset="")

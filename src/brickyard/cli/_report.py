@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._errors import OptionError
 from brickyard.cli import _options as words
 from brickyard.cli._options import DATA_HELP, SOURCE_HELP, Force, Output, with_options
@@ -48,7 +49,10 @@ def routes(
     check_suffix(output)
     known: Any = loaded(relevance, Relevance)
     how = resolve.preprocessing_of(**options) or known.preprocessing
-    which = {"input_shape": known.input_shape, "output_name": known.record.output}
+    which: dict[str, Any] = {"input_shape": known.input_shape, "output_name": known.record.output, "boxes": known.boxes}
+    which["tell"] = False
+    if data is not None:
+        check_no_boxes(known, "measuring routes", "leave --data out to draw them alone")
     origin = resolve.source_of(source, weights, names, how, **which)
     known.graph(origin.model)  # refuses another source
     chosen = parse_classes([classes], known.classes)
@@ -115,6 +119,8 @@ def report(
     paths, specs = [*files, *(relevance or [])], source or []
     resolve.check_free(output, force, *paths, *specs, *(weights or []))
     items: list[Any] = [loaded(path) for path in files] + [loaded(path, Relevance) for path in relevance or []]
+    for item in items:
+        check_no_boxes(item, "report", "score it with evaluate, and see what it finds with `brickyard predict --draw`")
     if faithful and not (source and data and len(data) == 1):
         raise OptionError("option-requires-option", "--faithfulness needs --source and exactly one --data; give both")
     parts = [() if isinstance(item, Relevance) else item.manifest.parts for item in items]

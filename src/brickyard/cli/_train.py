@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._declare import gathered
 from brickyard.base._errors import OptionError
 from brickyard.base._options import DistilOptions, FinetuneOptions
@@ -18,6 +19,9 @@ from brickyard.sources._resolve import check_free, labelled_images, models_of
 
 if TYPE_CHECKING:
     from brickyard.component._component import Component
+
+
+TRAINED = "cut it again with more images, which need no labels (--more-images), or with a larger budget"
 
 
 @with_options(FinetuneOptions)
@@ -44,6 +48,7 @@ def finetune(
     check_companion("the component's --source", source is not None, weights=weights, features=options["features"])
     chosen = gathered(FinetuneOptions, options)
     student = model(file)
+    check_no_boxes(student, "finetune", TRAINED)
     images = labelled_images(data, [(file.name, student.manifest)], "--data")
     if teacher is not None:
         chosen["teacher"] = loaded(teacher, Predictor)

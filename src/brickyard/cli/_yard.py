@@ -92,23 +92,26 @@ def yard_search(
 
 def yard_show(name: Annotated[str, Argument(help="Component name.")], place: Place = YARD) -> Result:
     """Show the index entry of a component."""
+    from brickyard.base._doubts import share_held
+
     yard = _yard(place)
     entry = yard.entry(name)
-    path, share = yard.path / f"{entry.name}.safetensors", _percent(entry.agreement)
+    path, held = yard.path / f"{entry.name}.safetensors", yard.load(entry.name).manifest.agreement
     rows = {
         "classes": ", ".join(map(plain, entry.classes)) + (" + reject" if entry.reject else ""),
         "source": f"{plain(entry.source)}, weights {entry.source_sha256[:12]}",
         "parameters": f"{entry.parameters:,}",
         "FLOPs": f"{entry.flops:,}",
         "accuracy": _percent(entry.accuracy) or "not measured",
-        "agreement": f"with its source on {share} of images held back" if share else "not known",
+        "agreement": f"with its source on {share_held(*held)}" if held and held[1] else "not known",
         "input": "x".join(map(str, entry.input_shape)),
         "architecture": entry.architecture or "not known; joins others in parallel form only",
         "file": f"{plain(str(path))}, {entry.bytes:,} bytes",
         "sha256": entry.sha256,
     }
     lines = [entry.name, *(f"  {key:<12} {value}" for key, value in rows.items())]
-    return Result({**entry.as_dict(), "path": str(path)}, "\n".join(lines))
+    value = {**entry.as_dict(), "agreement_images": held[1] if held else 0, "path": str(path)}
+    return Result(value, "\n".join(lines))
 
 
 class _RankOptions(TypedDict, total=False):

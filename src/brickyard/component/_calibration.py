@@ -181,7 +181,10 @@ def calibration(graph: Graph, pool: Pool | None, options: Any, wanted_by: str, *
             "choose one that needs no images",
         )
     count, seed = options["heal_images"], options["seed"]
-    drawn = pool.draw(count + count // (SHARE - 1), seed)
+    wanted = count + count // (SHARE - 1)
+    drawn = pool.draw(wanted, seed)
+    if graph.boxes is not None:  # a place where nothing is teaches a detector as much as one where something is
+        drawn += pool.draw_others(max(0, wanted - len(drawn)), seed)
     read = _reader(graph, options["batch_size"], wanted_by)
     held, fit = parted(drawn, seed)
     sides = [[*read(pool.images, some)] for some in (fit, held)]

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from brickyard.base._checks import decision_thresholds, given_path
-from brickyard.base._declare import verb
-from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.base._errors import DataError, FileError
 from brickyard.base._frozen import validated
 from brickyard.base._limits import NUMBERS
 from brickyard.base._messages import first_line
-from brickyard.base._options import DetectOptions
 from brickyard.base._records import ComponentFile, ComponentManifest, Preprocessing
 from brickyard.base._specs import NetworkSpec
 from brickyard.base._statistics import DepthRecord, StrangersRecord
@@ -28,13 +26,13 @@ from brickyard.component._names import renamed_component
 from brickyard.component._notebook import InNotebooks
 from brickyard.component._predictor import Predictor, check_answers
 from brickyard.component._strangers import strangeness
-from brickyard.inputs._preprocessing import preprocess, to_picture
+from brickyard.inputs._preprocessing import check_units, preprocess, to_picture
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
 from brickyard.network._untouched import guarded, in_evaluation
-from brickyard.outputs._detections import Detections, Found, told
+from brickyard.outputs._detections import Detections, Found, within
 from brickyard.outputs._outputs import check_outputs, outputs_of, thresholds_for
 from brickyard.storage._safefile import write
 
@@ -132,8 +130,7 @@ class Component(Cut, Predictor):
     @property
     def width(self) -> int:
         """How many outputs it has, of each place if it is a detector."""
-        boxes = self.manifest.boxes
-        return len(self.classes_) if boxes is None else len(self.manifest.task) + boxes.others
+        return len(self.classes_) + self.outputs.others
 
     @property
     def dims(self) -> int:
@@ -167,7 +164,12 @@ class Component(Cut, Predictor):
         return self.manifest.input_shape
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> Component:
-        """Return the same component with another way to prepare raw images, as where its source's was unknown."""
+        """Return the same component with another way to prepare raw images, as where its source's was unknown.
+
+        Raises:
+            OptionError: A mean or a standard deviation of pictures is not in [0, 1].
+        """
+        check_units(preprocessing, self.manifest.input_shape)
         before, used = self.manifest.preprocessing, self.manifest.used
         if used is not None and before.frame != preprocessing.frame:
             used = used.forgotten()  # an image is known by the pixels that the network is shown
@@ -282,44 +284,14 @@ class Component(Cut, Predictor):
         found = self.look(self.preprocess(images).to(like.device, like.dtype))
         return self.head(found[0]), self.strangeness_of(*found, dtype).unsqueeze(1)
 
-    @verb(DetectOptions)
-    def detect(self, images: Any, **options: Unpack[DetectOptions]) -> list[Found]:
-        """Find objects in images, with a component of a detector.
-
-        Args:
-            images: As for `predict_proba`.
-
-        Returns:
-            For each image its boxes (n, 4), left, top, right and bottom in pixels of the image; their scores (n,) and
-            classes (n,), by falling score.
-
-        Raises:
-            OptionError: It is no detector's component, or a number is out of range.
-            DataError: The images cannot be used.
-        """
-        if not isinstance(self.outputs, Detections):
-            why = "detect finds boxes, and this is the component of a classifier"
-            raise OptionError("option-conflict", f"{why}; use predict")
-        kind, how = self.outputs, (options["score"], options["iou"], options["most"])
-        found = self._read(
-            images, options["batch_size"], lambda sides, logits: self._placed(sides, kind.find(logits, *how))
-        )
-        return [one for batch in found for one in batch]
-
-    def _placed(self, sides: tuple[int, ...], found: list[Found]) -> list[Found]:
-        """Boxes in pixels of images of some sides, cut off at these."""
+    def found(self, sides: tuple[int, ...], logits: Tensor, *how: Any) -> list[Found]:
+        assert isinstance(self.outputs, Detections)
         height, width = sides
-        high = torch.tensor([width, height] * 2, dtype=torch.float64)
-        how = self.manifest.preprocessing
-        return [
-            one._replace(boxes=to_picture(one.boxes, (height, width), how).clamp(min=0).minimum(high))
-            for one in (own.on_cpu() for own in found)
-        ]
-
-    def _named(self, sides: tuple[int, ...], logits: Tensor) -> list[Any]:
-        if not isinstance(self.outputs, Detections):
-            return super()._named(sides, logits)
-        return [told(one, self.classes) for one in self._placed(sides, self.outputs.find(logits))]
+        found = []
+        for own in self.outputs.find(logits, *how):
+            boxes = to_picture(own.boxes.cpu(), (height, width), self.manifest.preprocessing)
+            found.append(own.on_cpu()._replace(boxes=within(boxes, (height, width))))
+        return found
 
     def with_scores(self, scores: dict[str, Any]) -> Component:
         """Return the same component with measured scores in its manifest."""

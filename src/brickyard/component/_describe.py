@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from brickyard.base._doubts import doubts, share_held
 from brickyard.base._history import TuneRecord
 from brickyard.base._messages import shown
-from brickyard.base._records import AssemblyManifest, ComponentManifest
+from brickyard.base._records import AssemblyManifest, ComponentManifest, LocateRecord
 
 
 def describe(manifest: ComponentManifest) -> str:
     """Summarise a component's manifest as a short report."""
     source, chosen = manifest.source, manifest.selection
+    whole = f"{share_text(chosen.flops, source.flops)} of the source with all its classes"
     lines = [
         f"component of {source.name} ({len(source.classes)} classes)",
         f"  classes      {_short(manifest.classes)}{' + reject' if manifest.reject else ''}",
         f"  parameters   {chosen.parameters:,} ({share_text(chosen.parameters, source.parameters)} of the source)",
-        f"  FLOPs        {chosen.flops:,} ({share_text(chosen.flops, source.flops)})",
+        f"  FLOPs        {chosen.flops:,} ({whole})",
         f"  chosen by    {selection_text(manifest)}",
         f"  heal         {_heal(manifest)}",
         f"  kept         {kept_text(manifest)}",
@@ -25,9 +26,10 @@ def describe(manifest: ComponentManifest) -> str:
     located = manifest.located
     if located is not None and located.right is not None and located.right[1]:
         right, asked = located.right
-        lines.insert(
-            4, f"  located      on {asked:,} images, of which the source answers {right / asked:.1%} correctly"
-        )
+        found = f"{images_text(located, asked)}, of which the source answers {right / asked:.1%} correctly"
+        lines.insert(4, f"  located      on {found}")
+    if located is not None and located.assumed:
+        lines.append(f"  assumed      {located.assumed}, which nothing said")
     if manifest.agreement is not None:
         lines.append(f"  agreement    {agreement_text(manifest)}")
     if manifest.outputs == "one":
@@ -86,6 +88,15 @@ def describe_assembly(m: AssemblyManifest) -> str:
     return "\n".join(shown(line, keep="") for line in lines)
 
 
+def images_text(located: LocateRecord, used: int) -> str:
+    """Say how many images a source was located on, and why not on more."""
+    if located.given is None or used >= located.given:
+        return f"{used:,} images"
+    most = f"at most {located.per_class:,} " if located.per_class is not None else "those "
+    each = "per located class" if located.per_class is not None else "of the located classes"
+    return f"{used:,} of {located.given:,} images ({most}{each})"
+
+
 def kept_text(manifest: ComponentManifest) -> str:
     cut = [axis for axis in manifest.axes.values() if len(axis.kept) < axis.size]
     kept, size = sum(len(axis.kept) for axis in cut), sum(axis.size for axis in cut)
@@ -118,7 +129,8 @@ def agreement_text(manifest: ComponentManifest) -> str:
         return ""
     same, count = manifest.agreement
     taught = manifest.tuned is not None and manifest.tuned.best and manifest.tuned.teacher  # its source's is gone then
-    return f"with its {'teacher' if taught else 'source'} on {share_held(same, count)}"
+    what = "images" if manifest.boxes is None else "boxes in images"
+    return f"with its {'teacher' if taught else 'source'} on {share_held(same, count, what)}"
 
 
 def strangers_text(manifest: ComponentManifest | AssemblyManifest) -> str:
@@ -136,6 +148,8 @@ def strangers_text(manifest: ComponentManifest | AssemblyManifest) -> str:
 
 def missing_texts(manifest: ComponentManifest) -> list[str]:
     """Say what assembling will refuse, or do less well, since it was not measured when the component was cut."""
+    if manifest.boxes is not None:  # which are not assembled
+        return []
     known = manifest.statistics
     refused = ["logit-mean"] * (known is None) + ["magnitude"] * (known is None or not known.magnitude)
     refused += ["mahalanobis", "lda"] * (known is None or known.familiarity is None)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from brickyard._version import __version__
 from brickyard.axes._graph import Axes, Graph
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._classes import resolve_merged
 from brickyard.base._declare import verb
 from brickyard.base._doubts import of_repair, of_statistics
@@ -132,6 +133,14 @@ class Choice:
         known = [*merged, *(name for k, name in enumerate(relevance.classes) if k not in task)]
         shares = () if given is None else thresholds_for(given, known)[: len(merged)]
         answers = find_outputs(relevance.outputs).reading(relevance.boxes, relevance.input_shape).deciding(shares)
+        if options["heal"] == "distil":
+            check_no_boxes(relevance, "heal='distil'", "use heal='refit', which needs no labels and is the default")
+        if budget is not None and options["select"] == "taylor":
+            check_no_boxes(relevance, "select='taylor'", "use select='damage', which is the default")
+        if options["reject"]:
+            check_no_boxes(relevance, "reject=True", "leave it out: an image without boxes shows none of the classes")
+        if len(merged) < len(task):
+            check_no_boxes(relevance, "a class that stands for several", "name each class by itself")
         if len(merged) < len(task):
             answers.any_of(torch.zeros(1, 2))  # refuses where it cannot
         axes = graph()

@@ -6,15 +6,18 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, Unpack, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from brickyard.base._checks import check_choice, whole
-from brickyard.base._errors import BrickyardError, DataError, FileError
-from brickyard.base._messages import brief, first_line, told
+from brickyard.base._declare import verb
+from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.base._messages import brief, first_line
+from brickyard.base._messages import told as told_of
+from brickyard.base._options import DetectOptions
 from brickyard.base._records import Preprocessing
 from brickyard.base._statistics import StrangersRecord
 from brickyard.component._strangers import SURE
@@ -24,6 +27,7 @@ from brickyard.network._cost_limit import BATCHES
 from brickyard.network._place import unsupported
 from brickyard.network._shown import Shown
 from brickyard.network._untouched import guarded
+from brickyard.outputs._detections import Detections, Found, told
 from brickyard.outputs._kinds import Outputs
 
 ResultT = TypeVar("ResultT")
@@ -203,7 +207,40 @@ class Predictor(Shown):
 
     def _named(self, sides: tuple[int, ...], logits: Tensor) -> list[Any]:
         """The answers to raw images of some sides."""
+        if isinstance(self.outputs, Detections):
+            return [told(one, self.classes) for one in self.found(sides, logits)]
         return self.outputs.named(logits, (*self.classes, REJECT))
+
+    @verb(DetectOptions)
+    def detect(self, images: Any, **options: Unpack[DetectOptions]) -> list[Found]:
+        """Find objects in images, with a component or an assembly of detectors.
+
+        Args:
+            images: As for `predict_proba`.
+
+        Returns:
+            For each image its boxes (n, 4), left, top, right and bottom in pixels of the image; their scores (n,) and
+            classes (n,), by falling score.
+
+        Raises:
+            OptionError: It is a classifier, or a number is out of range.
+            DataError: The images cannot be used.
+        """
+        if not isinstance(self.outputs, Detections):
+            raise OptionError("option-conflict", "detect finds boxes, and this is a classifier; use predict")
+        how = options["score"], options["iou"], options["most"]
+        found = self._read(images, options["batch_size"], lambda sides, logits: self.found(sides, logits, *how))
+        return [one for batch in found for one in batch]
+
+    def found(self, sides: tuple[int, ...], logits: Tensor, *how: Any) -> list[Found]:
+        """The boxes in images of some sides, in pixels of these, and cut off at their borders.
+
+        Args:
+            sides: Height and width of the images.
+            logits: The detector's outputs for them, (batch, outputs, places).
+            how: As for `Detections.find`.
+        """
+        raise NotImplementedError
 
     def strangeness(self, images: Any, batch_size: int = 64) -> Tensor:
         """Return how unlike all classes images look, (images,) in float64.
@@ -326,7 +363,7 @@ def check_answers(model: Predictor, work: int) -> None:
             try:
                 found = tuple(model.logits(drawn[:count]).shape)
             except Exception as error:  # a network from a file may fail in any way of torch's
-                why = f"its network does not run on {count} images of shape {model.input_shape}: {told(error)}"
+                why = f"its network does not run on {count} images of shape {model.input_shape}: {told_of(error)}"
                 raise FileError("file-network-invalid", why) from None
             if found[:2] != (count, model.width) or len(found) != model.dims:
                 wanted = (count, model.width)

@@ -1,4 +1,4 @@
-"""Evaluation of a detector's component: average precision, beside its source's."""
+"""Evaluation of detectors: average precision of a component or an assembly, beside its sources."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brickyard.assembly._assembly import Assembly
 from brickyard.axes._graph import trace
 from brickyard.base._errors import DataError
 from brickyard.base._frozen import Frozen
@@ -23,7 +24,7 @@ from brickyard.inputs._box_data import BoxData
 from brickyard.inputs._box_table import Truth
 from brickyard.inputs._preprocessing import preprocess, sized, to_picture
 from brickyard.network._network import kind
-from brickyard.outputs._detections import Detections, Found
+from brickyard.outputs._detections import Detections, Found, together
 from brickyard.runtime._profiling import Latency, count_flops, count_parameters, measure_latency
 from brickyard.runtime._progress import bar, step
 
@@ -37,14 +38,14 @@ class DetectorRow(Frozen):
     """One row of a detector's table. Precisions, drops and errors are in percent (points).
 
     Attributes:
-        name: restricted or component.
+        name: restricted, component or assembled.
         images: Number of images scored.
         map50: Mean over classes of the average precision, where boxes that overlap by half count as found.
         map50_95: The same as a mean over overlaps from 0.5 to 0.95.
         drop: Points of `map50` below the reference row; `drop_error` is its standard error, paired over images.
         parameters: Number of parameters.
         flops: Floating-point operations per image, two per multiply-add.
-        latency: Milliseconds per batch of the network and of reading its boxes (median, low, high).
+        latency: Milliseconds per batch from raw pictures to boxes (median, low, high).
     """
 
     name: str
@@ -59,7 +60,7 @@ class DetectorRow(Frozen):
 
 
 class DetectorScores(Frozen):
-    """The score table of a detector's component.
+    """The score table of a component or an assembly of detectors.
 
     Attributes:
         title: What was scored.
@@ -130,37 +131,42 @@ class DetectorScores(Frozen):
 
 
 def evaluate_detector(
-    component: Component, data: Any, source: nn.Module | None, options: Any, sieve: Sieve
+    model: Component | Assembly, data: Any, sources: Sequence[nn.Module | None], options: Any, sieve: Sieve
 ) -> DetectorScores:
-    """Score a component of a detector on images with boxes, and its source, if there is one.
+    """Score a component or an assembly of detectors on images with boxes, and its sources, if all are given.
 
     Raises:
         DataError: These are no images with boxes, or none shows an object of the task.
     """
-    scored = _chosen(component, data, sieve)
-    truths = [_of_task(data.truth(index), component) for index in scored]
+    if not isinstance(data, BoxData):
+        raise DataError(
+            "data-no-labels",
+            f"a detector is scored on images with boxes, got {type(data).__name__}; give what "
+            "brickyard.inputs.load_box_data returns",
+        )
+    places = _places(model, data)
+    scored = _chosen(model, data, places, sieve)
+    truths = [_of_task(data.truth(index), places) for index in scored]
     step(f"evaluate: {len(scored):,} images with {sum(len(one.labels) for one in truths):,} objects of the task")
-    shape, like = component.input_shape, kind(component)
-    networks: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {}
-    task = torch.tensor(component.manifest.task, device=like.device)
-    if source is not None:
-        example = torch.zeros(2, *shape).to(kind(source))
-        whole = trace(source, example, component.manifest.output, boxes=component.manifest.boxes).network
-        networks["restricted"] = whole, lambda rows: component.outputs.head(rows, task, None)
-    networks["component"] = component, lambda rows: rows
-    found = {name: _found(component, *pair, data, scored, options["batch_size"]) for name, pair in networks.items()}
-    precision = {name: average_precision(own, truths, component.classes) for name, own in found.items()}
-    rows = [_row(name, precision[name], networks[name][0], shape) for name in networks]
+    found, sizes, own = {}, {}, "component" if isinstance(model, Component) else "assembled"
+    if all(source is not None for source in sources):
+        found["restricted"] = _of_sources(model, sources, data, scored, options["batch_size"])
+        every = {part.source.sha256: part.source for part in model.manifest.parts}.values()
+        sizes["restricted"] = sum(one.parameters for one in every), sum(one.flops for one in every)
+    found[own] = _of_model(model, data, scored, options["batch_size"])
+    networks = [(model.network, model.input_shape)] if isinstance(model, Component) else model.distinct_networks()
+    sizes[own] = count_parameters(model), sum(count_flops(*pair) for pair in networks)
+    precision = {name: average_precision(one, truths, model.classes) for name, one in found.items()}
+    rows = [_row(name, precision[name], *sizes[name]) for name in found]
     if len(rows) > 1:
-        drop = paired_drop(found["restricted"], found["component"], truths, component.classes)
+        drop = paired_drop(found["restricted"], found[own], truths, model.classes)
         rows[-1] = rows[-1].model_copy(update={"drop": drop.drop, "drop_error": drop.error})
     if options["latency"]:
-        times = _times(component, networks, options["latency_batch"])
-        rows = [row.model_copy(update={"latency": dict(times[row.name].__dict__)}) for row in rows]
-    last = precision["component"]
+        time = _time(model, options["latency_batch"])
+        rows[-1] = rows[-1].model_copy(update={"latency": dict(time.__dict__)})
+    last, names = precision[own], dict.fromkeys(part.source.name for part in model.manifest.parts)
     return DetectorScores(
-        title=f"{', '.join(component.classes[:6])}{' ...' if len(component.classes) > 6 else ''} of "
-        f"{component.manifest.source.name}",
+        title=f"{', '.join(model.classes[:6])}{' ...' if len(model.classes) > 6 else ''} of {' and '.join(names)}",
         rows=tuple(rows),
         notes=(*last.notes, *((NOTE,) if len(rows) > 1 else ()), *sieve.notes),
         per_class=last.ap50,
@@ -171,30 +177,76 @@ def evaluate_detector(
     )
 
 
-def _chosen(component: Component, data: Any, sieve: Sieve) -> list[int]:
+def _places(model: Component | Assembly, data: BoxData) -> Tensor:
+    """For each class of the data, the model's class or -1: by name, or by number where the source's have no names.
+
+    Raises:
+        DataError: No name agrees.
+    """
+    known = {name: k for k, name in enumerate(model.classes)}
+    found = [known.get(name, -1) for name in data.classes]
+    numbered = all(part.source.classes == tuple(map(str, range(len(data.classes)))) for part in model.manifest.parts)
+    if max(found) < 0 and numbered:
+        found = [max(own) for own in zip(*model.manifest.places, strict=True)]
+    if max(found) < 0:
+        names = [", ".join(some[:5]) for some in (data.classes, model.classes)]
+        why = f"{data.name} has {names[0]} ..., the model {names[1]} ..., and no name agrees"
+        raise DataError("data-unknown-class", f"{why}; give images with boxes of the model's classes, by its names")
+    return torch.tensor(found)
+
+
+def _chosen(model: Component | Assembly, data: BoxData, places: Tensor, sieve: Sieve) -> list[int]:
     """The images to score, of which some were perhaps used."""
-    manifest = component.manifest
-    if not isinstance(data, BoxData):
-        raise DataError(
-            "data-no-labels",
-            f"a detector is scored on images with boxes, got {type(data).__name__}; give what "
-            "brickyard.inputs.load_box_data returns",
-        )
-    if not bool(data.presence[:, list(manifest.task)].any()):
-        why = f"none of the {len(data):,} images shows an object of {', '.join(component.classes[:8])}"
+    own = data.presence[:, places >= 0].any(1)
+    if not bool(own.any()):
+        why = f"none of the {len(data):,} images shows an object of {', '.join(model.classes[:8])}"
         raise DataError("data-no-task-class", f"{why}; give some that do, with the source's class names")
-    images = Images(data, manifest.preprocessing, "the images to score", component.outputs.label_dims)
+    images = Images(data, model.preprocessings[0], "the images to score", model.outputs.label_dims)
     every = torch.arange(len(data))
     fresh = every[sieve.fresh(images, every, data.presence)]
-    sieve.check(bool(data.presence[fresh][:, list(manifest.task)].any()))
+    sieve.check(bool(own[fresh].any()))
     return [int(index) for index in fresh]
 
 
-def _of_task(truth: Truth, component: Component) -> Truth:
-    """The objects of the task's classes, numbered as the component's classes."""
-    places = torch.tensor(component.manifest.places[0])[truth.labels]
-    own = places >= 0
-    return Truth(truth.boxes[own], places[own], truth.crowd[own], truth.sides)
+def _of_task(truth: Truth, places: Tensor) -> Truth:
+    """The objects of the model's classes, numbered as these."""
+    labels = places[truth.labels]
+    own = labels >= 0
+    return Truth(truth.boxes[own], labels[own], truth.crowd[own], truth.sides)
+
+
+def _of_model(model: Component | Assembly, data: BoxData, chosen: Sequence[int], batch_size: int) -> list[Found]:
+    if isinstance(model, Component):
+        return _found(model, model, lambda rows: rows, data, chosen, batch_size)
+    found: list[Found] = []
+    with bar("finding", len(chosen)) as advance:
+        for picture in data.pictures(chosen):
+            found += model.detect(picture, score=LOWEST, iou=IOU, most=MOST)
+            advance()
+    return found
+
+
+def _of_sources(
+    model: Component | Assembly,
+    sources: Sequence[nn.Module | None],
+    data: BoxData,
+    chosen: Sequence[int],
+    batch_size: int,
+) -> list[Found]:
+    """What the sources find of the model's classes, each of those of its part."""
+    parts = [model] if isinstance(model, Component) else model.components()
+    each = []
+    for part, source, places in zip(parts, sources, model.manifest.places, strict=True):
+        assert source is not None
+        about, task = part.manifest, torch.tensor(part.manifest.task, device=kind(source).device)
+        example = torch.zeros(2, *part.input_shape).to(kind(source))
+        network = trace(source, example, about.output, boxes=about.boxes).network
+        head = partial(part.outputs.head, task=task, others=None)
+        numbers = torch.tensor([places[k] for k in about.task])
+        found = _found(part, network, head, data, chosen, batch_size)
+        renamed = [one._replace(labels=numbers[one.labels]) for one in found]
+        each.append([one.of(one.labels >= 0) for one in renamed])
+    return [together(found) for found in zip(*each, strict=True)]
 
 
 def _found(
@@ -236,28 +288,18 @@ def _batched(pictures: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield some
 
 
-def _row(name: str, precision: Precision, network: nn.Module, shape: tuple[int, ...]) -> DetectorRow:
-    inner = network.network if isinstance(network, Component) else network
+def _row(name: str, precision: Precision, parameters: int, flops: int) -> DetectorRow:
     return DetectorRow(
         name=name,
         images=precision.images,
         map50=precision.map50,
         map50_95=precision.map50_95,
-        parameters=count_parameters(inner),
-        flops=count_flops(inner, shape),
+        parameters=parameters,
+        flops=flops,
     )
 
 
-def _times(
-    component: Component, networks: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]], batch: int
-) -> dict[str, Latency]:
-    """The latency of a batch, with reading the boxes."""
-    outputs, like = component.outputs, kind(component)
-    assert isinstance(outputs, Detections)
-    noise = torch.rand(batch, *component.input_shape, generator=torch.Generator().manual_seed(0)).to(like)
-
-    def call(network: nn.Module, head: Callable[[Tensor], Tensor]) -> object:
-        with torch.inference_mode():
-            return outputs.find(head(network(noise)))
-
-    return measure_latency({name: partial(call, *pair) for name, pair in networks.items()}, batch=batch)
+def _time(model: Component | Assembly, batch: int) -> Latency:
+    """The latency of a batch of raw pictures of the network's size, with reading the boxes."""
+    pictures = torch.rand(batch, *model.input_shape, generator=torch.Generator().manual_seed(0))
+    return measure_latency({"": lambda: model.detect(pictures, batch_size=batch)}, batch=batch)[""]

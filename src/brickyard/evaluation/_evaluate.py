@@ -15,6 +15,7 @@ from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.assembly._cascade import course_of, measured
 from brickyard.assembly._labelled import Shared, shared_signals
 from brickyard.axes._graph import trace
+from brickyard.base._boxes import KIND
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._options import EvaluateOptions
@@ -39,7 +40,7 @@ from brickyard.runtime._progress import bar, step
 
 
 @overload
-def evaluate(model: Component, data: BoxData, **options: Unpack[EvaluateOptions]) -> DetectorScores: ...
+def evaluate(model: Component | Assembly, data: BoxData, **options: Unpack[EvaluateOptions]) -> DetectorScores: ...
 
 
 @overload
@@ -88,8 +89,8 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
     known = sum(source is not None for source in sources)
     step(f"evaluate: {len(model.classes)} classes of {len(sources)} parts, of which {known} are compared with a source")
     sieve = Sieve.of(model.manifest, options["including_calibration"])
-    if isinstance(model, Component) and model.manifest.boxes is not None:
-        return evaluate_detector(model, data, sources[0], options, sieve)
+    if model.manifest.outputs == KIND:
+        return evaluate_detector(model, data, sources, options, sieve)
     if isinstance(model, Component):
         answered = _component(model, data, sources[0], batch_size, sieve)
     else:
@@ -115,7 +116,8 @@ def scored(
     found = Scores(
         title=answered.title,
         rows=tuple(row.model_copy(update=dict(sizes.get(row.name, {}))) for row in _rows(answered)),
-        notes=(*answered.notes, *notes),
+        notes=(*answered.notes, *notes, *answered.other_texts),
+        other_classes=tuple(left for left, _ in answered.others),
         per_class=per_class(classes, answered.right[answered.name], cases.classes),
         per_class_images=dict(zip(classes, shown, strict=True)),
         counted=answered.counted,
@@ -161,6 +163,7 @@ class Answered:
         measures: For each row, further figures of its kind of outputs.
         flops: Those of the model itself per image, where they depend on the images.
         counted: What the images are called.
+        others: For each part, how many of its images are of no class that is scored, and how many there are.
     """
 
     title: str
@@ -172,6 +175,17 @@ class Answered:
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     flops: int | None = None
     counted: str = "images"
+    others: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def other_texts(self) -> list[str]:
+        """How many images of other classes were left out, a sentence for each part that has some."""
+        found = []
+        for index, (left, given) in enumerate(self.others):
+            whose = f" for part {index}" if len(self.others) > 1 else ""
+            if left:
+                found.append(f"{left:,} of {given:,} {self.counted}{whose} are of other classes, and are left out")
+        return found
 
     @property
     def name(self) -> str:
@@ -219,6 +233,7 @@ def component_answers(
         raise DataError("data-no-task-class", f"{why}: {advice}")
     single = len(task) == 1
     chosen = torch.arange(len(labels)) if single else cases.images.unique()  # AUROC wants the other images too
+    others = len(labels) - len(chosen)
     chosen = fresh(chosen)
     cases, inside = outputs.cases(targets[chosen]), outputs.members_of(labels[chosen], manifest.groups[0])
     check(bool(cases.wanted.any()))
@@ -240,7 +255,8 @@ def component_answers(
     note = "a task of one class is always answered right; AUROC against the other classes says more"
     title = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}"
     notes = (note,) if single and outputs.exclusive else ()
-    return Answered(title, cases, right, scores, inside, notes, measures, counted=what)
+    counts = ((others, len(labels)),)
+    return Answered(title, cases, right, scores, inside, notes, measures, counted=what, others=counts)
 
 
 def _assembly(
@@ -280,7 +296,8 @@ def _assembly(
         notes.append(note)
     right["assembled"] = outputs.right(joined, cases)
     measures = {"assembled": outputs.measures(joined, cases)}
-    return Answered(assembly_title(manifest), cases, right, {}, seen.owners, tuple(notes), measures, flops)
+    title = assembly_title(manifest)
+    return Answered(title, cases, right, {}, seen.owners, tuple(notes), measures, flops, others=seen.others)
 
 
 def _in_turn(assembly: Assembly, seen: Shared, logits: Tensor, batch_size: int) -> tuple[Tensor, int, str]:

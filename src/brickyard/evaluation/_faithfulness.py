@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import whole
 from brickyard.base._classes import resolve_task
 from brickyard.base._errors import DataError
@@ -128,6 +129,7 @@ def faithfulness(
         ('3', 10, 30, 14)
     """
     seeds, batch_size = whole("seeds", seeds), whole("batch_size", batch_size)
+    check_no_boxes(relevance, "faithfulness", "score components of the detector with evaluate")
     chosen = resolve_task(classes, relevance.classes)
     graph = relevance.graph(model)
     outputs = find_outputs(relevance.outputs)

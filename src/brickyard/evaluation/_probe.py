@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import is_number, seed_of, whole
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._messages import brief
@@ -69,6 +70,7 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
     """
     if not isinstance(component, Component):
         raise OptionError("option-wrong-object", f"features needs a component, got {type(component).__name__}")
+    check_no_boxes(component, "features", "probe the component of a classifier")
     batch_size = whole("batch_size", batch_size)
     like = weights_like(component)
     if like.is_meta:

@@ -89,6 +89,7 @@ class Scores(Frozen):
         notes: What is to be said of them.
         per_class: Accuracy of each class that has scored images, in percent.
         per_class_images: How many of the scored images are of each class; empty in tables that did not count them.
+        other_classes: For each part, how many of its images were left out since they are of none of the classes.
         counted: What the images are called: images or nodes.
         data: What the images are called; "" where they have no name.
         data_sha256: A hash of the images and their labels, in whatever order and form they were given.
@@ -109,6 +110,7 @@ class Scores(Frozen):
     notes: tuple[str, ...] = ()
     per_class: dict[str, float] = {}
     per_class_images: dict[str, int] = {}
+    other_classes: tuple[int, ...] = ()
     counted: str = "images"
     data: str = ""
     data_sha256: str = ""
@@ -149,6 +151,28 @@ class Scores(Frozen):
         which = f"{', '.join(told(name, 60) for name in names[:MOST_NAMED])}{more}"
         verb = "it is" if len(names) == 1 else "they are"
         return f"{said}; no {self.counted[:-1]} of {which}: whether {verb} recognised was not tried"
+
+    @property
+    def brief(self) -> str:
+        """The figures of what was scored, in one line: those of the last row.
+
+        Example:
+            >>> from brickyard.evaluation._scores import Row, Scores
+            >>> row = Row(name="component", images=80, accuracy=90, error=3, class_accuracy=90, class_error=3, drop=1.5)
+            >>> Scores(title="digits", rows=(row,)).brief
+            'accuracy 90.0±3.0, drop +1.5±0.0, on 80 images'
+        """
+        if not self.rows:
+            return f"no {self.counted} scored"
+        row = self.rows[-1]
+        figures = {
+            "accuracy": _points(row.accuracy, row.error),
+            "drop": _points(row.drop, row.drop_error, "+"),
+            "AUROC": _points(row.auroc, row.auroc_error),
+            "mAP": "" if row.mean_ap is None else f"{row.mean_ap:.1f}",
+        }
+        known = [f"{name} {text}" for name, text in figures.items() if text]
+        return f"{', '.join(known)}, on {row.images:,} {self.counted}"
 
     def as_dict(self) -> dict[str, Any]:
         """All values, ready for JSON."""

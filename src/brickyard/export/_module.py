@@ -22,6 +22,7 @@ from torch import Tensor
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import EVEN, given_path
 from brickyard.base._errors import FileError
 from brickyard.base._messages import shown, tidy
@@ -39,6 +40,7 @@ from brickyard.outputs._kinds import Several
 from brickyard.storage._atomic import check_free, write_together
 from brickyard.storage._safefile import KEY as OWN_KEY
 
+EACH_PART = "export each component by itself"
 SUFFIX = ".weights.safetensors"
 MODULE_KEY = "module"  # in the metadata of the weights: whose they are
 _LOAD = '''
@@ -122,6 +124,8 @@ def export_module(model: Component | Assembly, path: str | Path, *, overwrite: b
         ('part.weights.safetensors', False)
     """
     check_model(model, "export_module")
+    if isinstance(model, Assembly):
+        check_no_boxes(model, "export_module of an assembly", EACH_PART)
     check_at_once(model, "a plain Python module runs all parts on every image")
     path = given_path(path, "the file to write")
     weights = weights_beside(path)

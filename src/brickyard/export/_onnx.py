@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly, check_model
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import check_choice, flag, given_path
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError, SurgeryError
 from brickyard.base._interrupts import Held
@@ -461,6 +462,7 @@ def torch_program(
         True
     """
     check_at_once(model, "a torch program has the same steps for every image")
+    check_no_boxes(model, "torch_program", "use export_onnx, or the component as a module")
     entry = _entry(model, dtype, channels)
     try:
         return program(FromRaw(_on_cpu(model)), entry)

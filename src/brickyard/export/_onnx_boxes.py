@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brickyard.assembly._assembly import Assembly
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._declare import checked
 from brickyard.base._errors import OptionError
 from brickyard.base._lazy import package
@@ -41,6 +43,8 @@ def check_boxes(model: Any, options: Mapping[str, Any], *, decode: bool = True, 
             why = f"{', '.join(idle)} would have no effect: a classifier finds no boxes"
             raise OptionError("option-without-effect", f"{why}; leave it out")
         return None
+    if isinstance(model, Assembly):
+        check_no_boxes(model, "export_onnx of an assembly", "export each component by itself")
     if int8:
         why = "int8 is for classifiers: their answers are compared with those of the float32 file, and boxes are not"
         raise OptionError("option-conflict", f"{why} yet; leave it out (--int8)")

@@ -99,13 +99,15 @@ def _assembly(assembly: GraphAssembly, labels: Tensor, ask: Ask) -> Scores:
         why = f"none of the {len(labels)} nodes belongs to a class of the assembly"
         raise DataError("data-no-task-class", f"{why}; labels must index its classes")
     logits = ask(cases.images)
+    others = ((len(labels) - len(logits), len(labels)),)
     cases = cases._replace(images=torch.arange(len(logits)))
     owners = [set(own) for own in manifest.owners]
     rival = torch.tensor([[not own & other for other in owners] for own in owners])
     oracle = assembly.outputs.right(logits.masked_fill(rival[cases.classes], -torch.inf), cases)
     right = {"oracle": oracle, "assembled": assembly.outputs.right(logits, cases)}
     note = "drop of an assembly: oracle minus assembled"
-    answered = Answered(assembly_title(manifest), cases, right, {}, rival, (note,), counted="nodes")
+    title = assembly_title(manifest)
+    answered = Answered(title, cases, right, {}, rival, (note,), counted="nodes", others=others)
     return scored(manifest.classes, answered, {})
 
 

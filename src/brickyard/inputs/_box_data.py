@@ -159,6 +159,24 @@ class BoxData(Dataset[tuple[Tensor, Truth]]):
         part._rows = self._rows[chosen]
         return part
 
+    def relabelled(self, places: Sequence[int], classes: Sequence[str]) -> BoxData:
+        """The same images, whose boxes are of other classes.
+
+        Args:
+            places: For each class, the new one; -1 leaves its boxes out.
+            classes: Names of the new classes.
+
+        Raises:
+            DataError: There are not as many places as classes, or one is beyond the new classes.
+        """
+        if len(places) != len(self.classes) or not all(-1 <= place < len(classes) for place in places):
+            why = f"{self.name} has {len(self.classes)} classes, got {list(places)[:8]} for {len(classes)} new ones"
+            raise DataError("data-class-names", f"{why}; give one of these, or -1, for each")
+        table = self._table.relabelled(places)
+        part = BoxData(self._encodings, table, self._places, classes, self.name, self.left_out)
+        part._rows = self._rows
+        return part
+
     @property
     def presence(self) -> Tensor:
         """Which classes are in each image: 0 or 1, (images, classes), int64. Crowds count too.

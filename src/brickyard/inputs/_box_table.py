@@ -197,6 +197,16 @@ class BoxTable:
             self._boxes[rows].clone(), self._labels[rows].clone(), self._crowd[rows].clone(), self._sides[place]
         )
 
+    def relabelled(self, places: Sequence[int]) -> BoxTable:
+        """The same with other labels, by label; -1 leaves objects out."""
+        labels = torch.tensor(places, dtype=torch.long)[self._labels]
+        kept = labels >= 0
+        before = [0, *kept.cumsum(0).tolist()]
+        found = BoxTable([])
+        found._starts, found._sides = [before[start] for start in self._starts], self._sides
+        found._boxes, found._labels, found._crowd = self._boxes[kept], labels[kept], self._crowd[kept]
+        return found
+
     def presence(self, classes: int) -> Tensor:
         """Which classes are in each image: 0 or 1, (images, classes).
 

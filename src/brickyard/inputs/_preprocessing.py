@@ -8,15 +8,16 @@ operator is needed.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brickyard.base._errors import DataError
+from brickyard.base._errors import DataError, OptionError
 from brickyard.base._records import Preprocessing
-from brickyard.base._sides import BATCHED, BATCHES, NAMES, axes_text
+from brickyard.base._sides import BATCHED, BATCHES, NAMES, axes_text, is_picture
 
 OVERSHOOT = 0.1  # beyond [0, 1], as bicubic resizing leaves it
 PLACES = 1 << 22  # parts of one in the weights of PIL
@@ -60,6 +61,36 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
     if how.mean is not None and how.std is not None:
         x = _normalised(x, how.mean, how.std)
     return x
+
+
+def check_units(how: Preprocessing, shape: Sequence[int]) -> None:
+    """Refuse a mean and a standard deviation of pictures in another unit than [0, 1], such as those of bytes.
+
+    Args:
+        how: What was given; that of signals and cubes may be in any unit.
+        shape: The shape of one input, without the batch.
+
+    Raises:
+        OptionError: A mean is not in [0, 1], or a standard deviation above 1.
+
+    Example:
+        >>> from brickyard import Preprocessing
+        >>> check_units(Preprocessing(mean=(0.485,), std=(0.229,)), (3, 32, 32))
+    """
+    if not is_picture(shape) or how.mean is None or how.std is None:
+        return
+    odd = [f"mean {value:g}" for value in how.mean if not 0 <= value <= 1]
+    odd += [f"std {value:g}" for value in how.std if value > 1]
+    if not odd:
+        return
+    bytes_too = all(0 <= value <= 255 for value in (*how.mean, *how.std)) and min(how.std) > 1
+    mean, std = (",".join(f"{value / 255:.3g}" for value in values) for values in (how.mean, how.std))
+    raise OptionError(
+        "option-preprocessing",
+        f"pictures are scaled to [0, 1] before they are normalised, so their mean must be in [0, 1] and their std in "
+        f"(0, 1], got {odd[0]}; "
+        + (f"divide by 255: mean {mean}, std {std}" if bytes_too else "give both in that unit"),
+    )
 
 
 def _known(images: Tensor) -> Tensor:

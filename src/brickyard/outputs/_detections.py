@@ -48,6 +48,12 @@ class Found(NamedTuple):
         return Found(self.boxes[chosen], self.scores[chosen], self.labels[chosen])
 
 
+def together(found: Sequence[Found]) -> Found:
+    """Boxes of several answers as one, by falling score."""
+    boxes, scores, labels = (torch.cat(values) for values in zip(*found, strict=True))
+    return Found(boxes, scores, labels).of(scores.argsort(descending=True, stable=True))
+
+
 def cells(strides: Sequence[int], sides: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
     """For each place of the grids of an input of (height, width), its cell (places, 2) as x, y, and its stride."""
     found, sizes = [], []
@@ -100,6 +106,12 @@ def _corners(numbers: Tensor, boxes: Boxes, sides: Sequence[int]) -> Tensor:
     return torch.cat([middle - reach[..., :2], middle + reach[..., 2:]], -1)
 
 
+def within(boxes: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Boxes cut off at the borders of a picture of (height, width)."""
+    height, width = sides
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+
+
 def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of each of some boxes with each of others: (n, 4), (m, 4) -> (n, m)."""
     low = torch.maximum(boxes[:, None, :2], others[None, :, :2])
@@ -146,7 +158,7 @@ class Detections(Several):
                 "outputs='yolox', or brickyard.Boxes(...)",
             )
         found = copy.copy(self)
-        found.boxes, found.sides = boxes, tuple(shape[1:])
+        found.boxes, found.sides, found.others = boxes, tuple(shape[1:]), boxes.others
         return found
 
     def decode(self, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brickyard.base._boxes import Boxes
-from brickyard.base._checks import EVEN
+from brickyard.base._checks import EVEN, check_new
 from brickyard.base._errors import DataError, OptionError
 
 
@@ -47,10 +47,12 @@ class Outputs:
     Attributes:
         label_dims: Dimensions of the labels of a batch: 1 for (images,), 2 for (images, classes).
         exclusive: Whether an image belongs to one class only: answers then compete, and a model can reject.
+        others: How many outputs are no class's.
     """
 
     label_dims = 1
     exclusive = False
+    others = 0
 
     # -- labels ----------------------------------------------------------------------------------------
 
@@ -236,9 +238,14 @@ KindT = TypeVar("KindT", bound=type[Outputs])
 
 
 def outputs(name: str) -> Callable[[KindT], KindT]:
-    """Register a kind of answer under a name."""
+    """Register a kind of answer under a name.
+
+    Raises:
+        OptionError: The name is one of Brickyard's own kinds.
+    """
 
     def register(kind: KindT) -> KindT:
+        check_new("outputs", name, kind, type(OUTPUTS[name]) if name in OUTPUTS else None)
         OUTPUTS[name] = kind()
         return kind
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from brickyard.base._boxes import KIND, Boxes
 from brickyard.base._checks import EVEN
 from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._messages import brief, near
@@ -46,11 +47,21 @@ def outputs_of(manifest: ComponentManifest | AssemblyManifest) -> Outputs:
                     f"class {brief(name)} has decision thresholds {' and '.join(f'{one:g}' for one in own)} in the "
                     "parts that share it; give them one, with part.with_decision_thresholds",
                 )
-    boxes, shape = (None, ()) if isinstance(manifest, AssemblyManifest) else (manifest.boxes, manifest.input_shape)
+    boxes, shape = _reading(manifest)
     found = find_outputs(manifest.outputs).reading(boxes, shape).deciding(manifest.decision_thresholds)
     if any(len(group) > 1 for part in manifest.parts for group in part.groups):
         found.any_of(torch.zeros(1, 2))  # refuses where it cannot
     return found
+
+
+def _reading(manifest: ComponentManifest | AssemblyManifest) -> tuple[Boxes | None, tuple[int, ...]]:
+    """How boxes are read, and what the network takes; several detectors say corners in pixels of the picture."""
+    if not isinstance(manifest, AssemblyManifest):
+        return manifest.boxes, manifest.input_shape
+    if manifest.outputs != KIND:
+        return None, ()
+    count = len(manifest.classes)
+    return Boxes(classes=count, scores_at=4, boxes_at=0, coding="corners", outputs_first=True), ()
 
 
 def thresholds_for(

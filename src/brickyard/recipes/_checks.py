@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from brickyard.base._boxes import FAMILIES, KIND
 from brickyard.base._declare import declared
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import near, nearest
@@ -52,6 +53,9 @@ def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> It
                 yield (*place, name), f"{what}.{name} would change nothing: the source is trained; remove it"
         yield from _zoo_problems((*place, "train", "network"), source.train.network)
         yield from _data_problems(file, (*place, "train", "data"), source.train.data)
+    if (kind := dict(source.locate)["outputs"]) in (*FAMILIES, KIND):
+        why = f"{what}.locate.outputs is {kind!r}, and recipes are for classifiers"
+        yield (*place, "locate", "outputs"), f"{why}; cut detectors with the command disassemble, or in Python"
     if source.network is not None:
         if source.data is None:
             yield place, f"{what} lacks the key 'data'; add its training images, to locate and to heal with"

@@ -120,6 +120,13 @@ class Work:
     def _versions(self) -> dict[str, str]:
         return {"Brickyard": __version__, "PyTorch": version("torch")}
 
+    def _numbers(self) -> dict[str, str]:
+        """The type of numbers that networks are brought to, where one was asked for."""
+        from brickyard.network._place import Place
+
+        asked = Place.of().dtype
+        return {} if asked is None else {"dtype": str(asked).removeprefix("torch.")}
+
     def _images_need(self, text: str, split: str) -> dict[str, str]:
         if (text, split) not in self._hashes:
             self._hashes[text, split] = self.prints.data(self.file.resolved(text), split)
@@ -156,7 +163,7 @@ class Work:
         return list(dict.fromkeys(self.recipe.components[name].source for name in components))
 
     def _all_needs(self, sources: Sequence[str], images: bool) -> dict[str, str]:
-        needs = self._versions()
+        needs = self._versions() | self._numbers()
         for name in sources:
             needs |= self._source_need(name)
             needs |= self._images_need(self.recipe.sources[name].images, "train") if images else {}
@@ -290,6 +297,7 @@ class Work:
             }
             options: Any = checked(LocateOptions, given, "locate")
             relevance = located(source.model, images, options, check_savable)
+            relevance.record = relevance.record.model_copy(update={"assumed": source.assumed})
             relevance.save(self.folder / _relevance_file(name), overwrite=True)
             shutil.rmtree(notes, ignore_errors=True)
 
@@ -346,7 +354,7 @@ class Work:
             )
             whole.save(self.folder / ASSEMBLY, overwrite=True)
 
-        needs = self._all_needs(sources, images=shown) if shown or union else self._versions()
+        needs = self._all_needs(sources, images=shown) if shown or union else self._versions() | self._numbers()
         idle = () if few else ("shots",) if cascade or limited else ("shots", "seed")
         needs |= _options(said.said("parts", *idle)) | {"parts": json.dumps(parts)}
         inputs = (*(self._trained(*sources) if shown or union else ()), *map(_component_file, parts))

@@ -22,6 +22,8 @@ from brickyard.inputs._content import SIZE, digests
 from brickyard.relevance._relevance import Relevance
 from brickyard.storage._notes import Notes
 
+_FOUND = {"images", "right", "candidates", "assumed", "given"}  # of a record: not asked for, or not known at first
+
 
 class Notebook:
     """Finished work of one call of `locate`.
@@ -43,7 +45,7 @@ class Notebook:
             "source": relevance.source_sha256,
             "classes": relevance.classes,
             "thresholds": relevance.thresholds.as_dict(),
-            "record": relevance.record.model_dump(mode="json", exclude={"images", "right", "candidates"}),
+            "record": relevance.record.model_dump(mode="json", exclude=_FOUND),
             "preprocessing": relevance.preprocessing.model_dump(mode="json"),
             "sums": relevance.sums is not None,
             "outputs": relevance.outputs,

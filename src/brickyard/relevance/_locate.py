@@ -22,6 +22,7 @@ from brickyard.base._messages import brief, told, writable
 from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names, warn_of_names
+from brickyard.inputs._preprocessing import check_units
 from brickyard.inputs._reading import examples
 from brickyard.network._fusing import quick_layout
 from brickyard.network._identity import SEVERAL, names_of, problem_of, source_of, weights_like
@@ -91,6 +92,7 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
     resume = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
     example = images.example(weights_like(model))
+    check_units(images.preprocessing, example.shape[1:])
     graph = trace(model, example, options["output"], boxes=boxes)
     kind = kind.reading(graph.boxes, graph.input_shape)
     look(graph)
@@ -219,6 +221,7 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
         data=str(getattr(data, "name", type(data).__name__)),
         ending=graph.ending or None,
         output=None if options["output"] is None else str(options["output"]),
+        given=len(images),
     )
     return Relevance.blank(
         model,

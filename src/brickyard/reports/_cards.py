@@ -76,6 +76,7 @@ def model_card(
         assembly=manifest if isinstance(manifest, AssemblyManifest) else None,
         classes=manifest.classes,
         several=not model.outputs.exclusive,
+        detects=parts[0].boxes is not None,
         doubts=doubts(manifest),
         decided=decision_text(manifest, 50),
         parts=parts,
@@ -127,10 +128,11 @@ def _front_matter(
 ) -> str:
     import yaml
 
+    kind = "image-classification" if parts[0].boxes is None else "object-detection"
     value: dict[str, Any] = {
         "library_name": "brickyard",
-        "pipeline_tag": "image-classification",
-        "tags": ["brickyard", "image-classification", "model-disassembling", "model-assembling"],
+        "pipeline_tag": kind,
+        "tags": ["brickyard", kind, "model-disassembling", "model-assembling"],
     }
     if license:
         value["license"] = license

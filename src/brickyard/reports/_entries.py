@@ -28,6 +28,8 @@ Item = Component | Assembly | Relevance
 LINKS, MOST_LINKS = 1500, 250  # curves of all routes together, and of one picture: the strongest
 PICTURES = 800_000  # bytes of all example pictures together
 
+_OTHERS = "; for graph networks, print it, and score it with brickyard.gnn.evaluate"
+
 
 @dataclass
 class Entry:
@@ -76,7 +78,8 @@ def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequenc
         if not isinstance(item, Component | Assembly | Relevance):
             raise OptionError(
                 "option-wrong-object",
-                f"a report shows components, assemblies and relevances, got {type(item).__name__}",
+                f"a report shows components, assemblies and relevances of image classifiers, got "
+                f"{type(item).__name__}{_OTHERS if type(item).__module__.startswith('brickyard.gnn') else ''}",
             )
         entry = Entry(place + 1, "", item, None if data is None else data[place])
         entry.name = names[place] if names is not None else f"{entry.kind} {place + 1}"

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from brickyard._version import __version__
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import given_path
 from brickyard.base._notebook import COLOURS
 from brickyard.network._identity import fingerprint
@@ -67,6 +68,8 @@ def report(
         (True, True)
     """
     entries = entries_of(items, names, data)
+    for item in items:
+        check_no_boxes(item, "report", "score it with evaluate, and see what it finds with `brickyard predict --draw`")
     known = {fingerprint(source): source for source in sources}
     most_bytes = PICTURES // max(1, sum(entry.images is not None for entry in entries))
     for entry in entries:

@@ -96,7 +96,7 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
 
 def find(name: str, given: object = None, option: str = "images") -> Scaling:
     """Look up a strategy; `given` are labelled images or nodes for it, and `option` is what messages call them."""
-    check_choice("scaling", name, tuple(SCALINGS))
+    check_choice("scaling", name, tuple(SCALINGS), "brickyard.scaling.scaling")
     if given is not None and not SCALINGS[name].few_shot:
         able = [key for key, one in SCALINGS.items() if one.few_shot]
         advice = f"leave it out, or choose one of {', '.join(able)}"

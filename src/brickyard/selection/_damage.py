@@ -43,11 +43,21 @@ class Selected:
 
     Attributes:
         graph: The source's graph, in which layers may be replaced by pairs of factors, and norms be opened.
-        keep: The channels that stay.
+        keep: The channels that stay, by the name of the axis; an axis that is left out stays whole, but for the
+            class outputs, of which the task's stay.
         pairs: How many layers were replaced.
         turned: How many residual streams are in another basis.
         norms: How many norms are written as steps.
         notes: What a reader of the manifest should know.
+
+    Example:
+        >>> import torch
+        >>> from brickyard.axes import trace
+        >>> from brickyard.selection import Selected
+        >>> from brickyard.testing import chain
+        >>> graph = trace(chain(), torch.rand(2, 3, 8, 8))
+        >>> Selected(graph, {axis.name: torch.arange(2) for axis in graph.free}, notes=("the first two",)).notes
+        ('the first two',)
     """
 
     graph: Graph

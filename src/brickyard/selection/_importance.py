@@ -8,7 +8,7 @@ axis; the highest within an axis are kept. A criterion that divides the budget i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from brickyard.relevance._relevance import Relevance
 from brickyard.runtime._isolation import gradients
 from brickyard.selection._budget import by_budget
 from brickyard.selection._damage import Selected, by_agreement, by_damage
-from brickyard.selection._thresholds import mda_scores
+from brickyard.selection._thresholds import kept_outputs, mda_scores
 from brickyard.surgery._cost import CostModel
 
 RANKED = 64  # images to measure ranks on
@@ -75,12 +75,29 @@ class Criterion:
         """What to keep within the budget."""
         found: Any = self.call(evidence)
         if isinstance(found, Selected):
-            return found
-        if not self.keeps:
+            outputs = kept_outputs(found.graph, evidence.outputs)
+            return replace(found, keep={**found.graph.everything(), **found.keep, **outputs})
+        if self.keeps:
+            self._check_kept(found)
+            found = {**evidence.graph.everything(), **found, **kept_outputs(evidence.graph, evidence.outputs)}
+        else:
             self._check(found, sum(axis.size for axis in evidence.graph.axes))
             costs = CostModel(evidence.graph)
             found = by_budget(evidence.graph, costs, found, evidence.outputs, evidence.budget)
         return Selected(evidence.graph, found)
+
+    def _check_kept(self, found: Any) -> None:
+        """Refuse what does not say which channels stay.
+
+        Raises:
+            OptionError: It says what was returned.
+        """
+        if isinstance(found, dict) and all(isinstance(kept, Tensor) for kept in found.values()):
+            return
+        wanted = "the channels to keep as a dict of tensors, by the name of the axis, or a brickyard.selection.Selected"
+        raise OptionError(
+            "option-wrong-object", f"select={self.name!r} returned a {type(found).__name__}; return {wanted}"
+        )
 
     def _check(self, found: Any, channels: int) -> None:
         """Refuse what is not one number per channel.

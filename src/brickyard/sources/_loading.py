@@ -20,7 +20,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from brickyard.axes._answers import Form
 from brickyard.axes._tracing import rows_of
+from brickyard.base._boxes import Boxes, boxes_asked, family_of
 from brickyard.base._checks import output_name
 from brickyard.base._classes import one_too_many, ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
@@ -28,8 +30,10 @@ from brickyard.base._frozen import first_problem
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import NAMES, by_sides, is_picture
+from brickyard.inputs._preprocessing import check_units
 from brickyard.network._place import Place
 from brickyard.network._untouched import guarded
+from brickyard.runtime._progress import say
 from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._catalogue import KEY, suggestions
@@ -43,14 +47,14 @@ from brickyard.sources._libraries import (
     seeded,
 )
 from brickyard.sources._transformers import from_transformers
-from brickyard.sources._weights import SourceText, check_fit, fill, read_weights, renamed
+from brickyard.sources._weights import SourceText, check_fit, fill, misfits, read_weights, renamed
 
 CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
 class Source:
-    """A trained classifier with what is known about it.
+    """A trained classifier, or a detector, with what is known about it.
 
     Attributes:
         model: The network, in evaluation mode.
@@ -61,6 +65,8 @@ class Source:
             width) of cubes.
         scores: Its accuracies when it was trained here, as its file tells them; in [0, 1].
         output: The part of what the model returns that holds its logits, where it was named.
+        assumed: How its images are assumed to be normalised, where nothing says it; "" where something does.
+        boxes: How the outputs of a detector are read; None for a classifier.
     """
 
     model: nn.Module
@@ -70,6 +76,8 @@ class Source:
     input_shape: tuple[int, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
     output: str | None = None
+    assumed: str = ""
+    boxes: Boxes | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -89,10 +97,11 @@ def load_source(
     averaged: bool = True,
     input_shape: tuple[int, ...] | None = None,
     output: str | int | None = None,
+    boxes: str | Boxes | None = None,
     device: Any = None,
     dtype: Any = None,
 ) -> Source:
-    """Load a trained classifier.
+    """Load a trained classifier or detector.
 
     Args:
         spec: `zoo:NAME`, `zoo:NAME?width=0.25&classes=100`, `torchvision:NAME`, `timm:NAME` (both with options such as
@@ -109,9 +118,13 @@ def load_source(
             says so.
         output: Which part of what it returns holds the logits, where several could: see `brickyard.axes.trace`. Give
             `output=source.output` to `locate` too.
+        boxes: For a detector, how its outputs are read: a family, such as "yolox", or `brickyard.Boxes(...)`. Give the
+            same to `locate`, as `outputs=`. A known family implies its usual preprocessing.
         device: Bring the network to this device, as for `brickyard.load`. Default: the CPU.
         dtype: Convert its numbers to this type, as for `brickyard.load`. The source keeps its fingerprint, so that
             what was cut from it still knows it. Default: that of its weights.
+
+    Where nothing says how its images are normalised, what is assumed is said on standard error, and kept as `assumed`.
 
     Raises:
         OptionError: The text is not understood, or a package is missing.
@@ -123,6 +136,45 @@ def load_source(
         >>> load_source("zoo:lenet5?classes=4", random_weights=True).input_shape
         (3, 32, 32)
     """
+    source = quietly_loaded(
+        spec,
+        weights=weights,
+        classes=classes,
+        preprocessing=preprocessing,
+        random_weights=random_weights,
+        averaged=averaged,
+        input_shape=input_shape,
+        output=output,
+        boxes=boxes,
+        place=Place.of(device, dtype),
+    )
+    say_assumed(source)
+    return source
+
+
+def say_assumed(source: Source) -> None:
+    """Say what is assumed of a source, if anything is."""
+    if source.assumed:
+        what = source.assumed.removeprefix(NORMALISATION)
+        said = f"{source.name.partition('?')[0]}: normalisation not given: assuming {what}"
+        say(f"{said}; give --mean and --std (in Python preprocessing=) if the network was trained otherwise")
+
+
+@guarded
+def quietly_loaded(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    random_weights: bool = False,
+    averaged: bool = True,
+    input_shape: tuple[int, ...] | None = None,
+    output: str | int | None = None,
+    boxes: str | Boxes | None = None,
+    place: Place | None = None,
+) -> Source:
+    """Do what `load_source` does, without saying what is assumed."""
     spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     if not isinstance(spec, str):
         raise OptionError(
@@ -131,7 +183,7 @@ def load_source(
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
-    kind, place = _kind(spec), Place.of(device, dtype)
+    kind, place = _kind(spec), place or Place.of()
     own = str(weights) if kind in ("torchvision", "timm") and is_own(weights) else ""
     inside = own or kind == "file.onnx"  # nothing lies in a file of weights beside it
     tensors, said = ({}, None) if weights is None or inside else read_weights(Path(weights), averaged=averaged)
@@ -146,22 +198,31 @@ def load_source(
         preprocessing,
         random_weights,
         None if output is None else output_name(output),
+        boxes_asked(boxes),
     )
-    found = _KINDS[kind](asked)
-    if tensors:
-        fill(found.model, tensors, weights)
-    elif not found.trained and not random_weights:
+    try:
+        found = _KINDS[kind](asked)
+        if tensors:
+            fill(found.model, tensors, weights)
+    except FileError as error:
+        raise _with_what_fits(error, tensors) from None
+    if not tensors and not found.trained and not random_weights:
         raise OptionError(
             "option-requires-option",
             f"{spec} has no weights: a network with random weights would be cut; give weights"
             f"{' (a file, or DEFAULT for those of the library)' if kind != 'zoo' else ''}, or --random-weights (in "
             "Python random_weights=True) where that is what you want",
         )
-    how = preprocessing or text.preprocessing or found.how
+    told = preprocessing or text.preprocessing
+    usual = None if told is not None else _usual(asked.boxes, found, input_shape)
+    how = told or usual or found.how
     shape = _shape(how, text.input_shape or input_shape or found.shape)
-    source = Source(
-        found.model, found.title, tuple(asked.names or found.classes), how, shape, text.scores, asked.output
-    )
+    if told is not None:
+        check_units(told, shape)
+    names = tuple(asked.names or found.classes)
+    source = Source(found.model, found.title, names, how, shape, text.scores, asked.output, boxes=asked.boxes)
+    if told is None and usual is None and found.guessed:
+        source = replace(source, assumed=_normalisation(how))
     ready = _run_once(source)
     place.put(ready.model)
     return ready
@@ -180,6 +241,7 @@ class _Asked:
     how: Preprocessing | None
     random_weights: bool
     output: str | None
+    boxes: Boxes | None = None
 
     @property
     def rest(self) -> str:
@@ -189,7 +251,12 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Found:
-    """A network as it was built; `trained` tells whether it has its weights, or needs none from elsewhere."""
+    """A network as it was built.
+
+    `trained` tells whether it has its weights, or needs none from elsewhere; `guessed`, whether nothing says that its
+    images are normalised like this; `whole_numbers`, whether it was made for images from 0 to 255, which it now takes
+    from 0 to 1.
+    """
 
     model: nn.Module
     title: str
@@ -197,6 +264,20 @@ class _Found:
     shape: tuple[int, ...] | None = None
     classes: Sequence[str] = ()
     trained: bool = False
+    guessed: bool = False
+    whole_numbers: bool = False
+
+
+NORMALISATION = "normalisation "
+NO_NORMALISATION = f"{NORMALISATION}none"
+
+
+def _normalisation(how: Preprocessing | None) -> str:
+    """How images are normalised, in words."""
+    if how is None or how.mean is None or how.std is None:
+        return NO_NORMALISATION
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (how.mean, how.std))
+    return f"{NORMALISATION}mean {mean}, std {std}"
 
 
 def _kind(spec: str) -> str:
@@ -235,15 +316,36 @@ def _run_once(source: Source) -> Source:
                 "option-source-size",
                 f"source {name!r} fails on {NAMES[len(shape) - 1]} of shape {shape}: {error}; give its --size",
             ) from error
-    outputs = max(2, rows_of(model, result, 2, source.output).shape[1])  # one is the logit of two classes
+    count = rows_of(model, result, 2, source.output, Form(source.boxes)).shape[1]
+    outputs = max(2, count) if source.boxes is None else source.boxes.sized(count).classes or 0  # one is of two classes
     names = names or tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise TaskError(
             "task-class-count",
-            f"source {name!r} has {outputs} outputs, got {len(names)} class names; give as many"
+            f"source {name!r} has {outputs} {'outputs' if source.boxes is None else 'classes'}, got {len(names)} class "
+            "names; give as many"
             f"{one_too_many(len(names), outputs)}",
         )
     return replace(source, classes=names)
+
+
+def _usual(boxes: Boxes | None, found: _Found, given: tuple[int, ...] | None) -> Preprocessing | None:
+    """The preprocessing that is usual for a known family of detectors, which is said; None for others."""
+    family, (channels, *sides) = family_of(boxes), found.shape or given or (3,)
+    if family is None or channels != 3 or len(sides) not in (0, 2):
+        return None
+    how = Preprocessing.of_detector(family, (sides[0], sides[1]) if sides else None)
+    if found.whole_numbers:  # the file itself normalises them
+        how = how.changed({"mean": None, "std": None})
+    height, width = how.size or (0, 0)
+    whole = how.mean == (0.0,) and how.std == (1 / 255,)
+    numbers = "0 to 1" if how.mean is None else "0 to 255" if whole else "normalised"
+    say(
+        f"{found.title}: pictures are prepared as is usual for {family}: letterboxed to {width}x{height}, "
+        f"{how.order.upper()}, {numbers}; "
+        "--size, --mean, --std, --order, --fill and --place change that (in Python preprocessing=)"
+    )
+    return how
 
 
 def _shape(how: Preprocessing, known: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -277,7 +379,7 @@ def _zoo(asked: _Asked) -> _Found:
     if asked.names and asked.names != (said.classes if said else ()):
         options.setdefault("classes", len(asked.names))
     if tensors:
-        options = zoo.infer_options(name, tensors, options)
+        options = _inferred(name, asked, options)
     if "classes" not in options:
         raise OptionError(
             "option-source-undetermined",
@@ -292,7 +394,36 @@ def _zoo(asked: _Asked) -> _Found:
     shape = zoo.input_shape(name, options)
     trained_on_cifar = zoo.entry(name).name in ("resnet20", "resnet32", "resnet56") and shape[0] == 3
     title = name if weights is None else f"{name} ({Path(weights).stem})"
-    return _Found(model, title, CIFAR if trained_on_cifar else Preprocessing(), shape)
+    return _Found(model, title, CIFAR if trained_on_cifar else Preprocessing(), shape, guessed=True)
+
+
+def _inferred(name: str, asked: _Asked, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a network of the zoo, with those that its weights tell.
+
+    Raises:
+        FileError: They are those of another network.
+        OptionError: They do not tell all that is needed.
+    """
+    try:
+        return zoo.infer_options(name, asked.tensors, options)
+    except OptionError as error:
+        if error.code != "option-source-undetermined":
+            raise
+        with zoo.weightless():
+            expected = zoo.build(name, **{"classes": 1, **options}).state_dict()
+        problems = misfits(expected, renamed(asked.tensors, expected), shapes=False)
+        if not problems:
+            raise
+        why = f"weights {asked.weights} do not fit zoo:{name}: {problems}"
+        raise FileError("file-weights-mismatch", f"{why}. Check the name of the source") from None
+
+
+def _with_what_fits(error: FileError, tensors: Mapping[str, Tensor]) -> FileError:
+    """An error for weights that do not fit, with the networks of the zoo that they fit, if any."""
+    names = zoo.fitting(tensors) if error.code == "file-weights-mismatch" and tensors else []
+    if not names:
+        return error
+    return FileError(error.code, f"{error}. These weights fit {' and '.join(f'zoo:{name}' for name in names)}")
 
 
 def _library(build: Callable[..., Built], asked: _Asked) -> _Found:
@@ -301,7 +432,7 @@ def _library(build: Callable[..., Built], asked: _Asked) -> _Found:
     trained = bool(asked.own) or is_of_hub(asked.rest)
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
     names = tuple(map(str, names)) if len(names) == getattr(model, "num_classes", 0) else ()
-    return _Found(model, asked.spec, how, (channels, *(how.size or (224, 224))), names, trained)
+    return _Found(model, asked.spec, how, (channels, *(how.size or (224, 224))), names, trained, guessed=not trained)
 
 
 def _transformers(asked: _Asked) -> _Found:
@@ -314,12 +445,14 @@ def _transformers(asked: _Asked) -> _Found:
 
 def _file(asked: _Asked) -> _Found:
     """What the user's own function makes; where its file is, is nobody's business."""
-    return _Found(_own(asked.spec, asked.names), Path(asked.spec).name, Preprocessing(), trained=True)
+    return _Found(_own(asked.spec, asked.names), Path(asked.spec).name, Preprocessing(), trained=True, guessed=True)
 
 
 def _onnx_file(asked: _Asked) -> _Found:
-    model, how, shape, names = _onnx.load(asked.spec, asked.weights, asked.names, asked.how, asked.output)
-    return _Found(model, Path(asked.spec).stem, how, shape, names, trained=True)
+    found = _onnx.load(asked.spec, asked.weights, asked.how, asked.output, asked.boxes)
+    names, title = tuple(asked.names) or found.classes, Path(asked.spec).stem
+    about = {"guessed": not found.prepared, "whole_numbers": found.whole_numbers}
+    return _Found(found.model, title, found.preprocessing, found.input_shape, names, True, **about)
 
 
 _KINDS: dict[str, Callable[[_Asked], _Found]] = {

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brickyard.axes._answers import LOGITS_ALONE, Form
+from brickyard.axes._answers import LOGITS_ALONE, Form, detector_hint
 from brickyard.base._boxes import Boxes
 from brickyard.base._errors import FileError, OptionError, TraceError
 from brickyard.base._limits import foreign_json
@@ -49,12 +49,16 @@ class OnnxSource:
         classes: Class names that the file tells, one an output; may be empty.
         preprocessing: The size and channels that it takes.
         input_shape: (channels, height, width) that it takes, or the shape of its signals or cubes.
+        prepared: Whether Brickyard exported the file, with all preprocessing inside.
+        whole_numbers: Whether the file takes uint8 images, which the network takes in [0, 1].
     """
 
     model: Network
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     input_shape: tuple[int, ...]
+    prepared: bool = False
+    whole_numbers: bool = False
 
 
 def is_onnx(spec: str) -> bool:
@@ -63,19 +67,13 @@ def is_onnx(spec: str) -> bool:
 
 
 def load(
-    spec: str,
-    weights: Any,
-    classes: Sequence[str],
-    how: Preprocessing | None,
-    output: str | None = None,
-    boxes: Boxes | None = None,
-) -> tuple[Network, Preprocessing, tuple[int, ...], tuple[str, ...]]:
-    """The network of an ONNX file as a source, its preprocessing, what it takes, and its class names.
+    spec: str, weights: Any, how: Preprocessing | None, output: str | None = None, boxes: Boxes | None = None
+) -> OnnxSource:
+    """The network of an ONNX file as a source.
 
     Args:
         spec: The file's path.
         weights: A file of weights; there must be none.
-        classes: Class names that were given, which go before those of the file.
         how: The preprocessing that was given, whose size goes before the file's where that is open.
         output: The output of the file that holds the logits, by name or place.
         boxes: How the outputs of a detector are read.
@@ -87,8 +85,7 @@ def load(
     """
     if weights is not None:
         raise OptionError("option-conflict", f"{spec} holds its own weights; leave weights ({weights}) out")
-    found = read_onnx(spec, None if how is None else how.size, output, boxes)
-    return found.model, found.preprocessing, found.input_shape, tuple(classes) or found.classes
+    return read_onnx(spec, None if how is None else how.size, output, boxes)
 
 
 def read_onnx(
@@ -137,7 +134,8 @@ def read_onnx(
     how: dict[str, Any] = {}
     if is_picture(shape):
         how = {"size": shape[1:], "channels": shape[0] if shape[0] in _CHANNELS else None}
-    return OnnxSource(network, classes, Preprocessing(**how), shape)
+    uint8, own = file.images.type == 2, "brickyard" in file.metadata
+    return OnnxSource(network, classes, Preprocessing(**how), shape, own, uint8)
 
 
 # -- its images --------------------------------------------------------------------------------------------
@@ -253,12 +251,14 @@ def _logits(reader: Reader, output: str | None, form: Form) -> Port:
         if ports
         else f"output {output!r} is not"
         if output
+        else "no output is one row of logits per image"
+        if form.boxes is None
         else "no output has that form"
     )
     raise TraceError(
         "trace-output",
         f"{file.path} must return {form.words}, and {why}: {told_of}; name one such output with --output-name (in "
-        "Python output=)",
+        f"Python output=){detector_hint((reader.values[port.name].shape for port in file.outputs), form)}",
     )
 
 

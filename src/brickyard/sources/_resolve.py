@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from brickyard.axes._graph import Graph
+    from brickyard.base._boxes import Boxes
     from brickyard.base._records import AssemblyManifest, ComponentManifest, Preprocessing
+    from brickyard.inputs._box_data import BoxData
     from brickyard.inputs._datasets import ImageData
     from brickyard.inputs._taken import Taken
     from brickyard.sources._loading import Source
@@ -57,8 +59,12 @@ def preprocessing_of(
     place: str | None = None,
     order: str | None = None,
     no_antialias: bool = False,
+    boxed: bool = False,
 ) -> Preprocessing | None:
-    """What the options say of the preprocessing, or None where none was given; `source_of` adds the rest."""
+    """What the options say of the preprocessing, or None where none was given; `source_of` adds the rest.
+
+    With `boxed`, the source is a detector, whose images stay letterboxed where a size alone is given.
+    """
     from brickyard.base._records import Preprocessing
 
     if all(value is None for value in (mean, std, size, fill, place, order)) and not no_antialias:
@@ -67,7 +73,7 @@ def preprocessing_of(
     if fill is not None:
         values["fill"] = _number(fill, "--fill")
     values |= {name: value for name, value in (("place", place), ("order", order)) if value is not None}
-    if {"fill", "place"} & values.keys() and not (size or "").startswith(("letterbox:", "pad:")):
+    if {"fill", "place"} & values.keys() and not (boxed or (size or "").startswith(("letterbox:", "pad:"))):
         asked = " and ".join(f"--{name}" for name in ("fill", "place") if name in values)
         raise OptionError(
             "option-conflict", f"{asked} says what is left around images; add such as --size letterbox:416 or pad:32"
@@ -80,7 +86,13 @@ def preprocessing_of(
             raise OptionError(
                 "option-syntax", f"--size must be given as 32, 32x48, crop:32, pad:32 or letterbox:32, got {size!r}"
             )
-        values |= {"size": (int(parts[2]), int(parts[3] or parts[2])), "fit": parts[1] or "resize", "crop": 1.0}
+        values["size"] = int(parts[2]), int(parts[3] or parts[2])
+        if parts[1] or not boxed:
+            values |= {"fit": parts[1] or "resize", "crop": 1.0}
+        elif {"fill", "place"} & values.keys():
+            values["fit"] = "letterbox"
+    elif {"fill", "place"} & values.keys():
+        values["fit"] = "letterbox"
     return Preprocessing(**values)
 
 
@@ -116,20 +128,25 @@ def source_of(
     ema: bool = True,
     output_name: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    tell: bool = True,
+    boxes: Boxes | None = None,
 ) -> Source:
     """A source, with class names from options, from a file that these name, or from its weights.
 
     What `how` was not given (size, mean, channels, interpolation ...) stays as the source has it. Where nothing says
-    what it takes, that is `input_shape`.
+    what it takes, that is `input_shape`. `boxes` says how a detector's outputs are read. With `tell`, what is assumed
+    of its images is said.
     """
     from dataclasses import replace
 
-    from brickyard.sources._loading import load_source
+    from brickyard.base._boxes import family_of
+    from brickyard.base._records import Preprocessing
+    from brickyard.sources._loading import NO_NORMALISATION, quietly_loaded, say_assumed
     from brickyard.sources._names import class_names
 
     classes = class_names(names)
     load = functools.partial(
-        load_source,
+        quietly_loaded,
         spec,
         weights=weights,
         classes=classes,
@@ -137,16 +154,27 @@ def source_of(
         averaged=ema,
         input_shape=input_shape,
         output=output_name,
+        boxes=boxes,
     )
+    assumed = None
     if how is not None:
+        assumed = "" if how.mean is not None else NO_NORMALISATION
         try:
-            own = load().preprocessing
-            how = own.changed(how.model_dump(exclude_none=True, exclude_unset=True))
+            own = load()
+            assumed = "" if how.mean is not None else own.assumed
+            how = own.preprocessing.changed(how.model_dump(exclude_none=True, exclude_unset=True))
         except OptionError as error:
             whole = how.size is not None and how.mean is not None  # nothing of its own is needed
             if error.code != "option-source-size" and not (whole and error.code == "option-preprocessing"):
                 raise  # else it does not take its usual size: the size that was asked for decides
+            if (family := family_of(boxes)) is not None:
+                usual = Preprocessing.of_detector(family)
+                how = usual.changed(how.model_dump(exclude_none=True, exclude_unset=True))
     source = load(preprocessing=how)
+    if assumed is not None:
+        source = replace(source, assumed=assumed)
+    if tell:
+        say_assumed(source)
     if how is not None and how.channels is None and is_picture(source.input_shape) and source.input_shape[0] in (1, 3):
         channels = source.input_shape[0]
         source = replace(source, preprocessing=how.changed({"channels": channels}))
@@ -161,7 +189,7 @@ def source_and_data(
     how: Preprocessing | None,
     outputs: str | None,
     **which: Any,
-) -> tuple[Source, ImageData]:
+) -> tuple[Source, ImageData | BoxData]:
     """A source and its images; a network of the user's own that does not take pictures of 224 x 224 takes the images'.
 
     Where an array can be read in several ways (pictures, signals, channels first or last), the first counts on which
@@ -173,9 +201,9 @@ def source_and_data(
     try:
         source = source_of(spec, weights, names, how, **which)
     except OptionError as error:
-        if error.code != "option-source-size" or (how is not None and how.size is not None):
+        if error.code != "option-source-size" or (how is not None and how.size is not None) or which.get("boxes"):
             raise
-        load = functools.partial(source_of, spec, weights, names, how, **which)
+        load = functools.partial(source_of, spec, weights, names, how, **which, tell=False)
         return _of_the_datas_shape(load, data, how, outputs)
     kind: Any = {"outputs": kind_of(source, outputs), "shape": source.input_shape}
     return source, data_of(data, source.preprocessing, **kind)
@@ -190,6 +218,7 @@ def _of_the_datas_shape(
         OptionError: It runs on none of the ways to read them.
     """
     from brickyard.inputs._taken import Taken
+    from brickyard.sources._loading import say_assumed
 
     tried = _Tried(load, None if how is None else how.channels)
     try:
@@ -203,6 +232,7 @@ def _of_the_datas_shape(
     assert tried.source is not None
     shape = tried.source.input_shape
     say(f"{tried.source.name}: taken for a network of {_text(shape)}, as those of the data")
+    say_assumed(tried.source)
     return tried.source, images
 
 
@@ -255,7 +285,7 @@ def answered(
 ) -> ImageData:
     """The pictures of a folder without labels, whose labels are the source's own answers.
 
-    Where an image may belong to several classes, its answers are those of a probability above one half. Of more than
+    Where an image may belong to several classes, these are the ones that its answer includes. Of more than
     `MOST_UNLABELLED` pictures, so many are drawn. `look` sees the source's axes before it is asked.
 
     Raises:
@@ -267,7 +297,8 @@ def answered(
     from brickyard.inputs._folders import pictures_in
     from brickyard.inputs._preprocessing import preprocess
     from brickyard.inputs._reading import Wanted, of_files
-    from brickyard.network._identity import SEVERAL, weights_like
+    from brickyard.network._identity import weights_like
+    from brickyard.outputs._outputs import find_outputs
     from brickyard.runtime._progress import bar
 
     if not is_picture(source.input_shape):
@@ -283,11 +314,12 @@ def answered(
     images = of_files(list(map(str, paths)), Wanted(size=how), folder.name)
     graph, like = axes_of(source), weights_like(source.model)
     look(graph)
+    kind = find_outputs(outputs).reading(graph.boxes, graph.input_shape)
     labels = []
     with torch.no_grad(), bar("asking the source", len(images)) as advance:
         for batch in images.batches(64):
-            logits = graph.network(preprocess(batch, how).to(like))
-            labels.append((logits > 0).long() if outputs == SEVERAL else logits.argmax(1))
+            said = kind.says(graph.network(preprocess(batch, how).to(like))).long()
+            labels.append(said if kind.label_dims > 1 else said.argmax(1))
             advance(len(batch))
     name = f"{folder.name}, by the source's own answers"
     data = ImageData(images, torch.cat(labels), source.classes, name)
@@ -307,8 +339,10 @@ def seen_in(data: ImageData) -> list[int]:
 
 def kind_of(source: Source, outputs: str | None) -> str:
     """What a source's outputs mean: as was asked, or as a model of transformers says of itself."""
+    from brickyard.base._boxes import split_outputs
     from brickyard.network._identity import SEVERAL, problem_of
 
+    outputs, _ = split_outputs(outputs)
     return outputs or (SEVERAL if problem_of(source.model) == SEVERAL else "one")
 
 
@@ -319,17 +353,19 @@ def axes_of(source: Source) -> Graph:
     from brickyard.axes._graph import trace
     from brickyard.network._identity import weights_like
 
-    return trace(source.model, torch.zeros(2, *source.input_shape).to(weights_like(source.model)), source.output)
+    example = torch.zeros(2, *source.input_shape).to(weights_like(source.model))
+    return trace(source.model, example, source.output, boxes=source.boxes)
 
 
-def named_after(source: Source, data: ImageData) -> Source:
+def named_after(source: Source, data: ImageData | BoxData) -> Source:
     """A source whose classes are only numbered takes the names of data that have as many."""
     from dataclasses import replace
 
     count = len(source.classes)
     if source.classes == tuple(map(str, range(count))) and len(data.classes) == count:
         if data.classes != source.classes:
-            say(f"{source.name}: its {count} outputs take the names of the images' classes, in their order")
+            what = "outputs" if source.boxes is None else "classes"
+            say(f"{source.name}: its {count} {what} take the names of the images' classes, in their order")
         return replace(source, classes=data.classes)
     return source
 
@@ -342,26 +378,36 @@ def data_of(
     *,
     outputs: str | None = None,
     shape: Sequence[int] | Taken | None = None,
-) -> ImageData:
+) -> Any:
     """Image data, whose pictures are brought to the size of the preprocessing, with labels for a kind of outputs.
 
-    Arrays are read as `shape` says.
+    Arrays are read as `shape` says. For detectors, images with boxes, whose pictures keep their sizes.
     """
+    from brickyard.base._boxes import KIND
+    from brickyard.inputs._box_data import load_box_data
     from brickyard.inputs._datasets import load_data
     from brickyard.network._identity import SEVERAL
 
+    if outputs == KIND:
+        found = load_box_data(spec, split)
+        return found if most is None or most >= len(found) else found.subset(evenly(len(found), most))
     several = outputs == SEVERAL
     return load_data(spec, split=split, size=how, max_images=most, several=several, shape=shape)
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """So many of the indices below a count, evenly spread."""
+    return [k * count // most for k in range(most)]
+
+
 def fitted(
-    data: ImageData,
+    data: Any,
     classes: Sequence[str],
     others: Mapping[str, int] | None = None,
     *,
     who: str = "the source",
     advice: str = "give --class-names, or other images",
-) -> ImageData:
+) -> Any:
     """The same images with labels that count a source's classes: by name, or by number where one side has no names.
 
     Names may differ in case, and in how their words are joined. Labels that run from 1 to the number of classes are
@@ -371,6 +417,10 @@ def fitted(
     Raises:
         DataError: No name agrees, or there are not as many classes.
     """
+    from brickyard.inputs._box_data import BoxData
+
+    if isinstance(data, BoxData):
+        return _boxes_fitted(data, classes, others or {}, who, advice)
     numbered = data.classes == tuple(map(str, range(len(data.classes))))
     if data.several:
         data = _with_own_names(data, classes, others or {})
@@ -418,6 +468,25 @@ def _with_own_names(data: ImageData, classes: Sequence[str], others: Mapping[str
     """The same images, whose classes have the source's names where they had others that are known."""
     found = [name if name in classes or name not in others else classes[others[name]] for name in data.classes]
     return data.relabelled(data.labels, found) if len(set(found)) == len(found) else data
+
+
+def _boxes_fitted(data: BoxData, classes: Sequence[str], others: Mapping[str, int], who: str, advice: str) -> BoxData:
+    """Images whose boxes count a source's classes; boxes of other classes are left out, which is said."""
+    places = {**others, **{name: k for k, name in enumerate(classes)}}
+    alike = {_plain(name): k for name, k in places.items()}
+    found = [places.get(name, alike.get(_plain(name), -1)) for name in data.classes]
+    numbered = [tuple(map(str, range(len(names)))) == tuple(names) for names in (data.classes, classes)]
+    if max(found, default=-1) < 0 and len(data.classes) == len(classes) and any(numbered):
+        say(f"{data.name}: classes of boxes are matched with the source's by number")
+        found = list(range(len(classes)))
+    if max(found, default=-1) < 0:
+        theirs, mine = (f"{len(names)} classes ({', '.join(names[:5])} ...)" for names in (data.classes, classes))
+        raise DataError("data-unknown-class", f"{data.name} has {theirs}, {who} {mine}, and no name agrees; {advice}")
+    if data.classes == tuple(classes):
+        return data
+    if gone := [name for name, place in zip(data.classes, found, strict=True) if place < 0]:
+        say(f"{data.name}: boxes of classes that {who} does not know are left out: {', '.join(gone[:6])}")
+    return data.relabelled(found, classes)
 
 
 def _plain(name: str) -> str:
@@ -545,6 +614,8 @@ def models_of(
     found = []
     for spec, place, part in zip(specs, places, parts, strict=False):
         how, shape, name = (None,) * 3 if part is None else (part.preprocessing, part.input_shape, part.output)
-        source = source_of(spec, place, None, how, random_weights=True, input_shape=shape, output_name=name)
+        which: dict[str, Any] = {"output_name": name, "boxes": None if part is None else part.boxes}
+        which |= {"random_weights": True, "input_shape": shape, "tell": part is None}
+        source = source_of(spec, place, None, how, **which)
         found.append(source.model)
     return found

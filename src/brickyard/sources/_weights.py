@@ -238,6 +238,7 @@ def renamed(tensors: Mapping[str, Tensor], names: Collection[str], weights: Any 
     """
     wanted = {name for name in names if not name.endswith("num_batches_tracked")}
     found, removed = dict(tensors), ""
+    best = found, removed
     while not wanted <= found.keys():
         shares = {prefix: sum(name.startswith(prefix) and name not in names for name in found) for prefix in PREFIXES}
         prefix = max(shares, key=lambda one: shares[one])
@@ -245,8 +246,9 @@ def renamed(tensors: Mapping[str, Tensor], names: Collection[str], weights: Any 
             break
         found = {name.removeprefix(prefix) if name not in names else name: value for name, value in found.items()}
         removed += prefix
-    if not wanted <= found.keys():
-        found, removed = dict(tensors), ""
+        if len(wanted & found.keys()) > len(wanted & best[0].keys()):  # also where the rest is another network's
+            best = found, removed
+    found, removed = best
     extra = [name for name in found if name not in names and name.rpartition(".")[2] in COUNTERS]
     if removed and weights is not None:
         say(f"{weights}: names without {removed!r} before them")
@@ -255,29 +257,40 @@ def renamed(tensors: Mapping[str, Tensor], names: Collection[str], weights: Any 
     return {name: value for name, value in found.items() if name not in extra}
 
 
-def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], weights: Any) -> None:
-    """Refuse weights that are not those of a network."""
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
-    extra = [key for key in tensors if key not in expected]
-    shapes = [
-        f"{key} {tuple(tensors[key].shape)} for {tuple(expected[key].shape)}"
-        for key in expected
-        if key in tensors and tensors[key].shape != expected[key].shape
-    ]
+def misfits(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, shapes: bool = True) -> str:
+    """How weights differ from those that a network has: how many agree, and the first of each kind; "" for nowhere.
+
+    Without `shapes`, names alone are compared.
+    """
+    wanted = [key for key in expected if not key.endswith("num_batches_tracked")]
+    there = [key for key in expected if key in tensors]
+    other = [key for key in there if shapes and tensors[key].shape != expected[key].shape]
     kinds = [
-        f"{key} {tensors[key].dtype} for {value.dtype}"
-        for key, value in expected.items()
-        if key in tensors and value.is_floating_point() and not tensors[key].is_floating_point()
+        key for key in there if expected[key].is_floating_point() and not tensors[key].is_floating_point() and shapes
     ]
-    found = {"missing": missing, "not in the network": extra, "of another shape": shapes, "of another kind": kinds}
+    found = {
+        "missing": [key for key in wanted if key not in tensors],
+        "not in the network": [key for key in tensors if key not in expected],
+        "of another shape": [f"{key} {tuple(tensors[key].shape)} for {tuple(expected[key].shape)}" for key in other],
+        "of another kind": [f"{key} {tensors[key].dtype} for {expected[key].dtype}" for key in kinds],
+    }
     problems = [
         f"{what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
         for what, keys in found.items()
         if keys
     ]
-    if problems:
-        why = f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}"
+    if not problems:
+        return ""
+    agree = len([key for key in wanted if key in tensors and key not in {*other, *kinds}])
+    return told(
+        "; ".join([f"{agree} of its {len(wanted)} tensors are in the file{' in the right shape' * shapes}", *problems])
+    )
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], weights: Any) -> None:
+    """Refuse weights that are not those of a network."""
+    if problems := misfits(model.state_dict(), tensors):
+        why = f"weights {weights} do not fit {type(model).__name__}: {problems}"
         raise FileError("file-weights-mismatch", f"{why}. Check the name, width and class count of the source")
 
 

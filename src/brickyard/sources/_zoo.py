@@ -23,7 +23,7 @@ from brickyard.sources import _zoo_googlenet, _zoo_plain, _zoo_resnet  # noqa: F
 from brickyard.sources._registry import available as available
 from brickyard.sources._registry import build as build
 from brickyard.sources._registry import entry as entry
-from brickyard.sources._weights import renamed
+from brickyard.sources._weights import misfits, renamed
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -74,6 +74,25 @@ def infer_options(name: str, tensors: Mapping[str, Tensor], given: Mapping[str, 
     if "width" not in options:
         options["width"] = _width(name, found, options)
     return options
+
+
+def fitting(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The networks of the zoo that take these weights as they are, by name.
+
+    Example:
+        >>> from brickyard.sources._zoo import build, fitting
+        >>> fitting(build("resnet20", 10, 0.25).state_dict())
+        ['resnet20']
+    """
+    found = []
+    for name in available():
+        with contextlib.suppress(OptionError):
+            options = infer_options(name, tensors, {})
+            with weightless():
+                expected = build(name, **options).state_dict()
+            if not misfits(expected, renamed(tensors, expected)):
+                found.append(name)
+    return found
 
 
 def _dimension(name: str, option: str, found: Shapes, keys: list[str], axis: int) -> int:

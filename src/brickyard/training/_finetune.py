@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly, check_model, check_no_cascade
 from brickyard.assembly._labelled import Examples
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import given_path
 from brickyard.base._declare import verb
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError
@@ -69,6 +70,7 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         ['trained      1 epoch on 18 images']
     """
     check_model(model, "finetune")
+    check_no_boxes(model, "finetune", "cut it again with more images, which need no labels (more_images=), or larger")
     check_no_cascade(model, "training")
     teacher = options["teacher"]
     if options["distillation"] is not None and teacher is None:

@@ -19,7 +19,7 @@ from brickyard.base._records import Preprocessing
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._datasets import ImageData
-from brickyard.inputs._preprocessing import preprocess
+from brickyard.inputs._preprocessing import check_units, preprocess
 from brickyard.network._place import device_named
 from brickyard.network._untouched import guarded, guarded_but
 from brickyard.outputs._kinds import ONE
@@ -170,6 +170,7 @@ def train_source(
         DataError: There are too few images.
     """
     given, place = preprocessing or Preprocessing(), device_named(device)
+    check_units(given, images.shape)
     name, shape = network_options(network.removeprefix("zoo:"))
     if "classes" in shape:
         why = f"{network} was asked for with classes={shape['classes']}, and the images have {len(images.classes)}"

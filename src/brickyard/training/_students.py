@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.axes._graph import Graph, trace
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._history import TuneRecord, UsedRecord
@@ -48,7 +49,7 @@ from brickyard.network._untouched import guarded
 from brickyard.runtime._progress import bar, say, span
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._libraries import network_options, seeded
-from brickyard.sources._loading import load_source
+from brickyard.sources._loading import quietly_loaded
 from brickyard.surgery._cost import CostModel
 from brickyard.training._distillation import teacher_name
 from brickyard.training._loop import fit
@@ -100,6 +101,7 @@ def distil(teacher: Component | Assembly, images: Any, **options: Unpack[DistilO
         (('3', '1'), 13)
     """
     check_model(teacher, "distil")
+    check_no_boxes(teacher, "distil", "cut a smaller component with a budget instead")
     names = (*teacher.classes, *([REJECT] if teacher.reject else []))
     if len(names) < 2:
         why = f"the teacher knows {names[0]!r} alone, so that all of its answers are the same"
@@ -215,7 +217,7 @@ def _built(like: Any, names: tuple[str, ...], how: Preprocessing, shape: tuple[i
     elif isinstance(like, str):
         try:
             with seeded():
-                found = load_source(
+                found = quietly_loaded(
                     _spec(like, shape),
                     classes=names,
                     preprocessing=how if is_picture(shape) else None,

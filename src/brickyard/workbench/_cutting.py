@@ -112,8 +112,10 @@ def _located(source: Source, shown: Shown, task: dict[str, list[str]]) -> Releva
     }
     options: Any = checked(LocateOptions, given, "locate")
     found = located(source.model, shown.images, options, check_savable)
+    known: dict[str, Any] = {"assumed": source.assumed}
     if shown.guessed:  # a source is always right about its own answers
-        found.record = found.record.model_copy(update={"right": None})
+        known["right"] = None
+    found.record = found.record.model_copy(update=known)
     return found
 
 

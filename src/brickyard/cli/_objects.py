@@ -1,0 +1,93 @@
+"""What a detector's component finds in many images, as text, CSV, JSON and drawings."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from brickyard.base._errors import BrickyardError
+from brickyard.base._messages import shown
+from brickyard.cli._answers import Answers, Drawing
+from brickyard.cli._output import table
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+SIDES = ("left", "top", "right", "bottom")
+
+
+class Objects(Answers):
+    """What a detector's component finds in images.
+
+    Args:
+        component: The component.
+        how: Options of `Component.detect` that were given.
+    """
+
+    def __init__(self, component: Any, how: Mapping[str, Any]) -> None:
+        super().__init__(component, top=0)
+        self.how = dict(how)
+
+    def _brought(self, image: Tensor) -> Tensor:
+        return image  # boxes are told in pixels of the image as it is
+
+    def _answer(self, group: Sequence[tuple[str, Tensor, Tensor | None]], draw: Any) -> None:
+        import torch
+
+        try:
+            found = self.classifier.detect(torch.stack([one for _, one, _ in group]), **self.how)
+        except BrickyardError as error:
+            if len(group) == 1:
+                self.left_out.append((group[0][0], error))
+            else:
+                for one in group:
+                    self._answer([one], draw)
+            return
+        for (title, _, whole), own in zip(group, found, strict=True):
+            rows = zip(own.labels.tolist(), own.scores.tolist(), own.boxes.tolist(), strict=True)
+            names = self.classifier.classes
+            objects = [
+                {"class": names[k], "score": round(score, 6), "box": [round(side, 2) for side in box]}
+                for k, score, box in rows
+            ]
+            self.found.append({"image": title, "objects": objects})
+            if isinstance(draw, Drawing) and whole is not None:
+                draw.write(title, boxed(whole, objects, names))
+
+    @property
+    def text(self) -> str:
+        """All boxes as a table, by falling score in each image."""
+        rows = [["image", "class", "score", *SIDES]]
+        for image, objects in ((answer["image"], answer["objects"]) for answer in self.found):
+            rows += [
+                [image if k == 0 else "", one["class"], f"{one['score']:.1%}", *(f"{side:.0f}" for side in one["box"])]
+                for k, one in enumerate(objects)
+            ]
+            rows += [] if objects else [[image, "nothing found", *[""] * 5]]
+        return table(rows)
+
+    @property
+    def csv(self) -> str:
+        """All boxes as CSV, a line each; an image without any has a line with its name alone."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "class", "score", *SIDES])
+        for answer in self.found:
+            name = shown(answer["image"], keep="")
+            rows = [[name, shown(one["class"], keep=""), one["score"], *one["box"]] for one in answer["objects"]]
+            writer.writerows(rows or [[name, *[""] * 6]])
+        return text.getvalue()
+
+
+def boxed(image: Tensor, objects: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Image.Image:
+    """A picture (channels, height, width), uint8 or in [0, 1], with boxes, classes and scores on it."""
+    from brickyard.cli._answers import as_picture
+    from brickyard.reports._drawn_boxes import draw_boxes
+
+    texts = [shown(f"{one['class']} {one['score']:.0%}", keep="") for one in objects]
+    return draw_boxes(
+        as_picture(image), [one["box"] for one in objects], texts, [names.index(one["class"]) for one in objects]
+    )
