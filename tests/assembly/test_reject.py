@@ -106,7 +106,7 @@ def test_far_from_and_near_to_certainty_it_stays_finite() -> None:
     whole = by.assemble(pair(), scaling="none")
     for value in (0.0, -1e-9, -1e-3, -20.0, -1e4):
         for kind in (torch.float64, torch.float32, torch.bfloat16):
-            logits = whole.scaled(torch.zeros(1, 4, dtype=kind), unknown=torch.tensor([value], dtype=torch.float64))
+            logits = whole.scaled(torch.zeros(1, 4, dtype=kind), unknown=torch.tensor([[value]], dtype=torch.float64))
             assert torch.isfinite(logits).all()
             if kind == torch.float64 and value:
                 wanted = torch.tensor([value], dtype=kind).exp()
@@ -160,13 +160,6 @@ def test_scores_are_about_the_classes_and_training_knows_the_rest() -> None:
     assert examples.targets.tolist() == [known[name] for name in named]  # the first part's class has that name too
     tuned = by.finetune(whole, data, training=TrainingOptions(epochs=1))
     assert tuned.reject
-
-
-def test_parts_in_turn_answer_one_of_their_classes() -> None:
-    calibration = X.repeat(3, 1, 1, 1)
-    whole = by.assemble(pair(), form="cascade", calibration=calibration, agreement=0.8)
-    assert not whole.reject
-    assert list(whole.classes_) == list(whole.classes)
 
 
 def test_a_file_that_claims_it_without_parts_that_can_is_refused() -> None:

@@ -15,7 +15,6 @@ from brickyard.assembly._detectors import check_detectors
 from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
 from brickyard.assembly._merging import merged
-from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import check_kind
 from brickyard.base._classes import numbered
 from brickyard.base._declare import declared, verb
@@ -246,8 +245,6 @@ def assembly_manifest(
 
     With `votes=None`, parts vote where they can.
     """
-    for part in parts:
-        check_no_boxes(part, "assemble", "let each component detect by itself, and put the boxes together")
     kinds = list(dict.fromkeys(part.outputs for part in parts))
     if len(kinds) > 1:
         found = ", ".join(map(repr, kinds))
@@ -269,7 +266,7 @@ def assembly_manifest(
         created=today(),
     )
     outputs_of(manifest)  # refuses what does not fit together
-    return manifest.model_copy(update={"reject": form != "cascade" and manifest.rejectable})
+    return manifest.model_copy(update={"reject": manifest.rejectable})
 
 
 def _members(

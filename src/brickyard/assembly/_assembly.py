@@ -146,18 +146,18 @@ class Joined(InNotebooks, nn.Module):
         if self.gate is not None and features is not None and distances is not None:
             gain: Tensor = self.gate(features, distances)
             logits = logits + gain @ self._share.T.to(logits.dtype)
-        return logits if unknown is None else with_reject(logits, unknown)
+        return with_reject(logits, unknown)
 
     def unknown(self, outputs: Sequence[Tensor]) -> Tensor | None:
-        """With reject, the log-probability that all parts give to classes which are none of the assembly's: (batch,).
+        """With reject, the log-probability that each part gives to classes of its source which the assembly has not.
 
-        It is the sum of what the parts give to those of their own sources.
+        (batch, parts); the sum over parts is that of "none of these".
         """
         if not self._rest:
             return None
         pairs = zip(outputs, self._rest, strict=True)
         own = [found[:, rest].logsumexp(1) - found.logsumexp(1) for found, rest in pairs]
-        return torch.stack(own, 1).sum(1)
+        return torch.stack(own, 1)
 
     def _scaling_tensors(self) -> dict[str, Tensor]:
         found = {"scaling.matrix": self.matrix, "scaling.shift": self.shift}
@@ -264,7 +264,7 @@ class Assembly(Joined, Predictor):
 
     @property
     def reject(self) -> bool:
-        """Whether a last output stands for "none of these": all parts have one, and the whole is no cascade."""
+        """Whether a last output stands for "none of these", as all parts have one."""
         return self.manifest.reject
 
     def networks(self) -> list[Network]:
@@ -356,9 +356,25 @@ class Assembly(Joined, Predictor):
         """Map raw images to the logits of all classes, and to how strange they are to each part, (batch, parts)."""
         if self.stages:
             return self._in_turn(images, dtype)
-        rows = looked(self.components(), self.inputs(images), self._judges)
-        strange = [part.strangeness_of(*row, dtype) for part, row in zip(self.components(), rows, strict=True)]
-        return self.scaled(*self._told(rows, features=self.gate is not None)), torch.stack(strange, 1)
+        logits, unknown, strange = self.without_reject(images, dtype)
+        assert strange is not None  # as it was asked for
+        return with_reject(logits, unknown), strange
+
+    def without_reject(
+        self, images: Tensor, judging: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Map raw images to logits without reject, to what `unknown` says, and to how strange they are to each part.
+
+        All parts run. The last is None unless `judging` says in what to compute it.
+        """
+        features, inputs = self.gate is not None, self.inputs(images)
+        if judging is None:
+            signals, strange = self._signals(inputs, features), None
+        else:
+            rows = looked(self.components(), inputs, self._judges)
+            known = [part.strangeness_of(*row, judging) for part, row in zip(self.components(), rows, strict=True)]
+            signals, strange = self._told(rows, features), torch.stack(known, 1)
+        return self.scaled(*signals._replace(unknown=None)), signals.unknown, strange
 
     def _outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What each of `networks` returns."""
@@ -435,23 +451,23 @@ class Assembly(Joined, Predictor):
     def _in_turn(self, images: Tensor, judging: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Map raw images to the logits of all classes, and to how strange they are to each part, if that is asked for.
 
-        A part runs for those images whose answer is not final before it; to others, all are infinitely strange.
+        A part runs for those images whose answer is not final before it; to others, all are infinitely strange, and
+        they leave it to the others whether an image is none of the classes.
         """
         record, owner = self.manifest.cascade, [owners[0] for owners in self.manifest.owners]
         assert record is not None  # as there are stages
         like = kind(self.parts[0].network)
         logits = torch.tensor(record.expected, dtype=like.dtype, device=like.device).repeat(len(images), 1)
         strange = torch.full((len(images), len(self.stages)), torch.inf, dtype=judging, device=like.device)
+        unknown = torch.zeros(strange.shape, dtype=like.dtype, device=like.device) if self.reject else None
 
-        def run(part: int, rows: Tensor) -> Tensor:
-            some = images[rows.to(images.device)]
-            if judging is None:
-                return self.stages[part].logits(some)
-            found, own = self.stages[part].judged(some, judging)
-            strange[rows, part] = own[:, 0]
-            return found
+        def run(part: int, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+            found, none, own = self.stages[part].without_reject(images[rows.to(images.device)], judging)
+            if own is not None:
+                strange[rows, part] = own[:, 0]
+            return found, none
 
-        return in_turn(record, owner, run, self.order(images), logits), strange
+        return in_turn(record, owner, run, self.order(images), logits, unknown), strange
 
     def _apply(self, fn: Any, recurse: bool = True) -> Assembly:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from brickyard.assembly._assembly import Assembly
-from brickyard.assembly._labelled import Examples
-from brickyard.assembly._turns import Turns, features, fitted, ranked, separable, turns
+from brickyard.assembly._labelled import Shared
+from brickyard.assembly._turns import Turns, features, fitted, ranked, rejected, separable, so_far, turns
 from brickyard.base._cascades import CascadeRecord
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError
 from brickyard.base._history import UsedRecord
@@ -27,6 +27,7 @@ from brickyard.inputs._decoding import read_images
 from brickyard.inputs._folders import pictures_in
 from brickyard.inputs._preprocessing import check_raw, preprocess
 from brickyard.runtime._profiling import count_flops
+from brickyard.scaling._scale import with_reject
 
 AGREEMENT = 0.99
 DOUBT = 0.05  # the chance that fewer images than wanted are answered as by all parts
@@ -59,7 +60,8 @@ def cascaded(whole: Assembly, given: Any, wanted: float | None, seed: int, batch
     Half of the images, drawn at random, tell how to guess an image's part from a glance at it, and what parts usually
     say. On the other half, the thresholds are the lowest at which so few answers differ from those of all parts that,
     with 95 % confidence, the wanted share of images agrees. They are lowered together, each in units of the spread of
-    its part's own answers, so there is one number to choose, and the binomial distribution holds for it.
+    its part's own answers, so there is one number to choose, and the binomial distribution holds for it. With reject,
+    "none of these" is an answer like others.
 
     Args:
         whole: The assembly, in parallel form.
@@ -78,7 +80,7 @@ def cascaded(whole: Assembly, given: Any, wanted: float | None, seed: int, batch
         why = f"scaling={name!r} reads the logits of all parts at once, and a cascade runs without some"
         advice = "choose scaling='auto' without images=, or 'affine', or form='parallel'"
         raise OptionError("option-needs-parallel-form", f"{why}; {advice}")
-    logits, seen, used = _observed(whole, given, batch_size)
+    logits, unknown, seen, used = _observed(whole, given, batch_size)
     least, held = math.ceil(math.log(DOUBT) / math.log(wanted)), len(logits) // 2
     if held < least:
         why = f"{len(logits):,} calibration images are too few to see whether {wanted:.4g} of the answers agree"
@@ -89,17 +91,19 @@ def cascaded(whole: Assembly, given: Any, wanted: float | None, seed: int, batch
     winners = torch.tensor(owner)[logits[own].argmax(1)]
     glance = fitted(seen[own], winners, costs)
     order = ranked(seen[others].float() @ glance.weights.T + glance.bias)
+    expected, none = _expected(logits[own], winners, owner), None if unknown is None else unknown[others]
+    never = _rejected(expected, owner, logits[others], order, none)
     record = CascadeRecord(
-        thresholds=_thresholds(logits, own, others, order, owner, 1 - wanted),
-        expected=_expected(logits[own], winners, owner),
+        thresholds=_thresholds(logits, own, others, order, owner, 1 - wanted, never),
+        expected=expected,
         wanted=wanted,
         images=len(logits),
         held_back=held,
         agreement=0,
         flops=0,
     )
-    course = turns(record, owner, logits[others], order)
-    record = record.model_copy(update=measured(whole.manifest, course, logits[others], costs))
+    course = turns(record, owner, logits[others], order, none)
+    record = record.model_copy(update=measured(whole.manifest, course, logits[others], costs, none))
     if record.flops >= 1:
         why = f"parts that run in turn took {record.flops:.2f} of the FLOPs of all at once on the calibration images"
         warnings.warn(f"{why}; use form='parallel'", BrickyardWarning, stacklevel=5)
@@ -111,14 +115,16 @@ def cascaded(whole: Assembly, given: Any, wanted: float | None, seed: int, batch
     )
 
 
-def measured(manifest: AssemblyManifest, course: Turns, logits: Tensor, costs: Sequence[int]) -> dict[str, float]:
+def measured(
+    manifest: AssemblyManifest, course: Turns, logits: Tensor, costs: Sequence[int], unknown: Tensor | None = None
+) -> dict[str, float]:
     """What images took, as a share of the FLOPs of all parts, and the share that is answered as by these."""
-    same = course.logits.argmax(1) == logits.argmax(1)
+    same = with_reject(course.logits, course.unknown).argmax(1) == with_reject(logits, unknown).argmax(1)
     together = max(1, sum(costs) - manifest.shared_flops)
     return {"agreement": float(same.double().mean()), "flops": course.flops(costs) / together}
 
 
-def course_of(whole: Assembly, examples: Examples, logits: Tensor, batch_size: int = 64) -> Turns:
+def course_of(whole: Assembly, examples: Shared, logits: Tensor, batch_size: int = 64) -> Turns:
     """The course of labelled images through a cascade, where the scaled logits of all parts are known."""
     record = whole.manifest.cascade
     assert record is not None
@@ -126,7 +132,7 @@ def course_of(whole: Assembly, examples: Examples, logits: Tensor, batch_size: i
     with torch.inference_mode():
         for pool, own in zip(examples.pools, examples.chosen, strict=True):
             order += [whole.order(x).cpu() for x, _ in (pool.raw(own, batch_size) if pool is not None else ())]
-    return turns(record, [owners[0] for owners in whole.manifest.owners], logits, torch.cat(order))
+    return turns(record, [owners[0] for owners in whole.manifest.owners], logits, torch.cat(order), examples.unknown)
 
 
 def most_wrong(images: int, share: float, doubt: float) -> int:
@@ -151,7 +157,7 @@ def _expected(logits: Tensor, winners: Tensor, owner: Sequence[int]) -> tuple[fl
 
 
 def _thresholds(
-    logits: Tensor, own: Tensor, others: Tensor, order: Tensor, owner: Sequence[int], share: float
+    logits: Tensor, own: Tensor, others: Tensor, order: Tensor, owner: Sequence[int], share: float, never: Tensor
 ) -> tuple[float | None, ...]:
     """The lowest thresholds of each part, for which at most so large a share of images is answered in another way.
 
@@ -162,6 +168,7 @@ def _thresholds(
         order: The parts in the order of each of these, (images, parts).
         owner: The part of each class.
         share: The share.
+        never: As from `_rejected`.
     """
     parts, count = torch.tensor(owner), order.shape[1]
     best = torch.stack([logits[:, parts == part].amax(1) for part in range(count)], 1)  # (images, parts)
@@ -173,7 +180,7 @@ def _thresholds(
         wins = best[own][winners == part, part]
         usual[part] = wins.median()
         spread[part] = (wins.median() - wins.quantile(LOW)).clamp_min(1e-6)
-    doubtful = _doubtful(best[others], order, least, usual, spread)
+    doubtful = _doubtful(best[others], order, least, usual, spread, never)
     most = most_wrong(len(others), share, DOUBT)
     level = doubtful.sort(descending=True).values[most]
     hair = HAIR * (usual.abs() + spread)  # rounding must not make the image final that the level stands for
@@ -181,12 +188,25 @@ def _thresholds(
     return tuple(float(value) if math.isfinite(value) else None for value in found.tolist())
 
 
-def _doubtful(best: Tensor, order: Tensor, least: Tensor, usual: Tensor, spread: Tensor) -> Tensor:
+def _rejected(
+    expected: Sequence[float], owner: Sequence[int], logits: Tensor, order: Tensor, unknown: Tensor | None
+) -> Tensor:
+    """Whether images are answered as none of the classes after each turn: bool, (images, parts)."""
+    found, done = [], torch.zeros(order.shape, dtype=torch.bool)
+    for turn in range(order.shape[1]):
+        done = done.scatter(1, order[:, turn : turn + 1], True)
+        now, _, none = so_far(expected, owner, logits, done, unknown)
+        found.append(rejected(now, none))
+    return torch.stack(found, 1)
+
+
+def _doubtful(best: Tensor, order: Tensor, least: Tensor, usual: Tensor, spread: Tensor, never: Tensor) -> Tensor:
     """How sure the surest wrong answer is that each image has before all its parts have run, (images,).
 
     It is in spreads above what is usual for the part that answers; minus infinity where no answer is wrong. An answer
     that is wrong was so at every turn before, so whatever the threshold, an image is answered in another way than by
-    all parts if and only if this is above it.
+    all parts if and only if this is above it. An image that all parts together turn away is answered wrongly with any
+    class, and one that is turned away so far goes on to the next part.
 
     Args:
         best: The best logit of each part, (images, parts).
@@ -194,13 +214,14 @@ def _doubtful(best: Tensor, order: Tensor, least: Tensor, usual: Tensor, spread:
         least: What an answer of each part must be above in any case, (parts,).
         usual: The best logit that is usual for an image of a part's own, (parts,).
         spread: What is lower than that by so much is rare, (parts,).
+        never: As from `_rejected`.
     """
     known = torch.zeros_like(best, dtype=torch.bool)
     found = torch.full((len(best),), -torch.inf, dtype=best.dtype)
     for turn in range(best.shape[1] - 1):
         known = known.scatter(1, order[:, turn : turn + 1], True)
         value, part = best.masked_fill(~known, -torch.inf).max(1)
-        wrong = (value < best.amax(1)) & (value > least[part])
+        wrong = ((value < best.amax(1)) | never[:, -1]) & (value > least[part]) & ~never[:, turn]
         found = torch.where(wrong, torch.maximum(found, (value - usual[part]) / spread[part]), found)
     return found
 
@@ -208,8 +229,8 @@ def _doubtful(best: Tensor, order: Tensor, least: Tensor, usual: Tensor, spread:
 # -- images ------------------------------------------------------------------------------------------------
 
 
-def _observed(whole: Assembly, given: Any, batch_size: int) -> tuple[Tensor, Tensor, UsedRecord]:
-    """The logits of all classes, and the features of a glance, for each image: (images, classes or features).
+def _observed(whole: Assembly, given: Any, batch_size: int) -> tuple[Tensor, Tensor | None, Tensor, UsedRecord]:
+    """The logits of all classes, what `unknown` says, and the features of a glance, for each image: (images, ...).
 
     Also which images these are, as each part is shown them.
     """
@@ -217,20 +238,24 @@ def _observed(whole: Assembly, given: Any, batch_size: int) -> tuple[Tensor, Ten
     shown: set[bytes] = set()
     first = whole.manifest.parts[0]
     logits: list[Tensor] = []
+    unknown: list[Tensor] = []
     seen: list[Tensor] = []
     with torch.inference_mode():
         for batch in _batches(given, batch_size, first.input_shape):
             for how in whole.preprocessings:
                 check_raw(batch, how, WHAT)
             shown.update(mark for how in ways for mark in as_bytes(marks(batch, how)))
-            logits.append(run_images(whole.logits, batch, WHAT).double().cpu())
+            found, none, _ = run_images(whole.without_reject, batch, WHAT)
+            logits.append(found.double().cpu())
+            unknown += [] if none is None else [none.double().cpu()]
             seen.append(features(preprocess(batch, first.preprocessing).float()).cpu())
     if not logits:
         raise DataError("data-no-images", "calibration= holds no images; give some of the kind that it will see")
     if len({values.shape[1] for values in seen}) > 1:
         why = "the calibration images differ in size, and the first part takes them as they are"
         raise DataError("data-not-batchable", f"{why}; bring them to one size")
-    return torch.cat(logits), torch.cat(seen), UsedRecord.of(shown)
+    rest = torch.cat(unknown) if unknown else None
+    return torch.cat(logits), rest, torch.cat(seen), UsedRecord.of(shown)
 
 
 def _batches(given: Any, batch_size: int, shape: Sequence[int]) -> Iterator[Tensor]:

@@ -137,9 +137,11 @@ class Shared(Examples):
 
     Attributes:
         signals: The result of `Assembly.signals`, in float64, without what reject needs: classes alone are scored.
+        unknown: What reject needs, or None.
     """
 
     signals: Signals
+    unknown: Tensor | None
 
     def evidence(self, manifest: AssemblyManifest) -> Evidence:
         """Convert this to evidence for a few-shot scaling; the manifest is that of the assembly that ran."""
@@ -177,7 +179,8 @@ def shared_signals(
                 found.append(run_images(lambda x: assembly.signals(x, features), x, "the labelled images"))
     logits, *others = (_joined(values) for values in zip(*found, strict=True))
     assert logits is not None
-    return Shared(**vars(examples), signals=Signals(logits, *others)._replace(unknown=None))
+    signals = Signals(logits, *others)
+    return Shared(**vars(examples), signals=signals._replace(unknown=None), unknown=signals.unknown)
 
 
 def _joined(values: Sequence[Tensor | None]) -> Tensor | None:

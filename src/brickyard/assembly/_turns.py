@@ -13,6 +13,7 @@ from brickyard.base._errors import FileError
 from brickyard.base._records import AssemblyManifest
 from brickyard.network._stored import fill_in, match_types
 from brickyard.outputs._outputs import find_outputs
+from brickyard.scaling._scale import with_reject
 
 BLOCKS = (8, 4)  # a side, of means and of root mean squares
 MOST_SIDES = 2  # with more, half as many blocks a side
@@ -100,18 +101,21 @@ def fitted(seen: Tensor, winners: Tensor, costs: Sequence[int]) -> Glance:
 def in_turn(
     record: CascadeRecord,
     owner: Sequence[int],
-    run: Callable[[int, Tensor], Tensor],
+    run: Callable[[int, Tensor], tuple[Tensor, Tensor | None]],
     order: Tensor,
     logits: Tensor,
+    unknown: Tensor | None = None,
 ) -> Tensor:
-    """Run parts on images, each on those only whose answer is not final before its turn.
+    """Run parts on images, each on those only whose answer is not final before its turn: their outputs.
 
     Args:
         record: The cascade.
         owner: The part of each class.
-        run: Runs a part on some images, by their indices: the logits of its classes.
+        run: Runs a part on some images, by their indices: the logits of its classes, and with reject, the
+            log-probability that it gives to classes which are none of the cascade's, (images, 1).
         order: The parts in the order of each image, (batch, parts).
-        logits: Those of all classes where nothing has run, (batch, classes); they are overwritten, and returned.
+        logits: Those of all classes where nothing has run, (batch, classes); they are overwritten.
+        unknown: With reject, zeros, (batch, parts); they are overwritten.
     """
     known, parts = torch.zeros_like(logits, dtype=torch.bool), torch.tensor(owner, device=logits.device)
     going = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
@@ -120,10 +124,13 @@ def in_turn(
             rows = torch.nonzero(going & (order[:, turn] == part)).flatten()
             if len(rows):
                 places = rows[:, None], torch.nonzero(parts == part).flatten()
-                logits[places] = run(part, rows).to(logits)
+                found, none = run(part, rows)
+                logits[places] = found.to(logits)
                 known[places] = True
-        going = going & ~final(record, owner, logits.detach(), known)
-    return logits
+                if unknown is not None and none is not None:
+                    unknown[rows, part] = none[:, 0].to(unknown)
+        going = going & ~final(record, owner, logits.detach(), known, unknown)
+    return with_reject(logits, unknown)
 
 
 @dataclass(frozen=True)
@@ -134,11 +141,14 @@ class Turns:
         logits: Those of all classes, (images, classes): of parts that did not run, what is expected of them.
         order: The parts in the order of each image, (images, parts).
         ran: How many of them ran, (images,).
+        unknown: With reject, the log-probability that each part that ran gives to classes which are none of the
+            cascade's, (images, parts), and 0 for the others; else None.
     """
 
     logits: Tensor
     order: Tensor
     ran: Tensor
+    unknown: Tensor | None = None
 
     def flops(self, costs: Sequence[int]) -> float:
         """The mean cost of an image, given that of each part."""
@@ -146,21 +156,32 @@ class Turns:
         return float((torch.tensor(costs, dtype=torch.float64)[self.order] * first).sum(1).mean())
 
 
-def final(record: CascadeRecord, owner: Sequence[int], logits: Tensor, known: Tensor) -> Tensor:
-    """Which images' best answer so far is final: bool, (images,).
+def final(
+    record: CascadeRecord, owner: Sequence[int], logits: Tensor, known: Tensor, unknown: Tensor | None = None
+) -> Tensor:
+    """Which images' best answer so far is final: bool, (images,). "None of these" is not before all parts have run.
 
     Args:
         record: The cascade.
         owner: The part of each class.
         logits: Those of the classes, (images, classes).
         known: Which of them are of parts that ran, (images, classes).
+        unknown: With reject, as in `Turns`.
     """
     limits = torch.tensor([torch.inf if one is None else one for one in record.thresholds], dtype=logits.dtype)
     best, where = logits.masked_fill(~known, -torch.inf).max(1)
-    return best > limits[list(owner)].to(best.device)[where]
+    found = best > limits[list(owner)].to(best.device)[where]
+    return found if unknown is None else found & ~rejected(logits, unknown.detach())
 
 
-def turns(record: CascadeRecord, owner: Sequence[int], logits: Tensor, order: Tensor) -> Turns:
+def rejected(logits: Tensor, unknown: Tensor | None) -> Tensor:
+    """Which images are answered as none of the classes: bool, (images,); never without reject."""
+    return with_reject(logits, unknown).argmax(1) == logits.shape[1]
+
+
+def turns(
+    record: CascadeRecord, owner: Sequence[int], logits: Tensor, order: Tensor, unknown: Tensor | None = None
+) -> Turns:
     """The course of images whose logits are known of all parts.
 
     Args:
@@ -168,17 +189,36 @@ def turns(record: CascadeRecord, owner: Sequence[int], logits: Tensor, order: Te
         owner: The part of each class.
         logits: Those of all classes, (images, classes).
         order: The parts in the order of each image, (images, parts).
+        unknown: With reject, what all parts say of other classes than the cascade's, (images, parts).
     """
-    parts = torch.tensor(owner)
-    known = torch.zeros_like(logits, dtype=torch.bool)
-    ran = torch.zeros(len(logits), dtype=torch.long)
     going = torch.ones(len(logits), dtype=torch.bool)
+    done = torch.zeros(order.shape, dtype=torch.bool)
     for turn in range(order.shape[1]):
-        known |= going[:, None] & (parts == order[:, turn : turn + 1])
-        ran += going
-        going &= ~final(record, owner, logits, known)
-    expected = torch.tensor(record.expected, dtype=logits.dtype)
-    return Turns(torch.where(known, logits, expected), order, ran)
+        done = done.scatter(1, order[:, turn : turn + 1], done.gather(1, order[:, turn : turn + 1]) | going[:, None])
+        found, known, none = so_far(record.expected, owner, logits, done, unknown)
+        going = going & ~final(record, owner, found, known, none)
+    return Turns(found, order, done.sum(1), none)
+
+
+def so_far(
+    expected: Sequence[float], owner: Sequence[int], logits: Tensor, done: Tensor, unknown: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What images are known to be when some parts have run, where all is known.
+
+    Args:
+        expected: For each class, its logit where its part did not run.
+        owner: The part of each class.
+        logits: Those of all classes, (images, classes).
+        done: Which parts have run, (images, parts).
+        unknown: With reject, what all parts say of other classes than the cascade's, (images, parts).
+
+    Returns:
+        The logits, with those expected of parts that have not run; which of them are of parts that have; and `unknown`
+        of these, with 0 for the others.
+    """
+    known = done[:, list(owner)]
+    found = torch.where(known, logits, torch.tensor(expected, dtype=logits.dtype))
+    return found, known, None if unknown is None else unknown * done
 
 
 def separable(matrix: Tensor | None, owner: Sequence[int]) -> bool:

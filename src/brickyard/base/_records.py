@@ -421,9 +421,8 @@ class AssemblyManifest(Frozen):
 
     @property
     def rejectable(self) -> bool:
-        """Whether all parts know other classes than those of the assembly, and look at every image."""
-        able = self.outputs == "one" and self.form != "cascade"
-        return able and all(part.reject for part in self.parts) and all(self.rest)
+        """Whether all parts know other classes than those of the assembly."""
+        return self.outputs == "one" and all(part.reject for part in self.parts) and all(self.rest)
 
     @property
     def owners(self) -> tuple[tuple[int, ...], ...]:

@@ -43,7 +43,8 @@ class StrangersRecord(Frozen):
     the classes, and how unusual the values inside the network are. For each that is known, this holds the median on
     `images` images held back, and how far above it the largest tenth begins. Of a score that is above its median by so
     many of these distances, the logarithm of one more is taken, and the sum over the scores says how unlike an image
-    is. Nine in ten of the images held back have at most `sure`; those above `limit` are turned away.
+    is. Two in three of the images held back have at most `sure` (nine in ten, in older files); those above `limit` are
+    turned away.
     """
 
     energy: Usual | None = None

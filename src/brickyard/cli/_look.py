@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from brickyard.base._boxes import split_outputs
+from brickyard.base._boxes import KIND, split_outputs
 from brickyard.base._declare import gathered
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import shown
@@ -55,14 +55,18 @@ def evaluate(
     if parts[0].boxes is not None:
         check_effect(f"{file} is a detector, whose figures are written with --json", csv=csv)
     models: Any = [(file.name, scored.manifest)]
-    images: Any = resolve.labelled_images(data, models, "--data", split, max_images, shared=True)
+    images: Any = _to_score(data, scored, split, max_images) or resolve.labelled_images(
+        data, models, "--data", split, max_images, shared=True
+    )
     if source and len(source) != len(parts):
         raise OptionError(
             "option-count", f"{file} has {len(parts)} parts; give --source {len(parts)} times, or not at all"
         )
     models = resolve.models_of(source or [], weights or [], parts) or None
     if isinstance(scored, Component):
-        images, models = images[0], models and models[0]
+        models = models and models[0]
+    if isinstance(scored, Component) or parts[0].boxes is not None:
+        images = images[0]
     scores: Any = score(scored, images, **gathered(EvaluateOptions, options), source=models)
     if csv is not None and speaks():
         scores.to_csv(csv, overwrite=force)
@@ -70,6 +74,15 @@ def evaluate(
         keep(scored.with_manifest(scores={**scored.manifest.scores, **scores.remembered()}), file, True)
         say(f"the scores are kept in {file}")
     return Result(scores.as_dict(), scores)
+
+
+def _to_score(specs: list[str], scored: Any, split: str, most: int | None) -> list[Any]:
+    """For detectors, the images with boxes, whose classes are known by name; else nothing."""
+    if scored.manifest.parts[0].boxes is None:
+        return []
+    if len(specs) > 1:
+        raise OptionError("option-count", f"detectors are scored on one data set, got {len(specs)}; give --data once")
+    return [resolve.data_of(specs[0], scored.preprocessings[0], split, most, outputs=KIND)]
 
 
 def rename(

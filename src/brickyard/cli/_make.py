@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from brickyard.base import _options as declarations
-from brickyard.base._boxes import check_no_boxes
 from brickyard.base._declare import checked, declared, flat, gathered
 from brickyard.base._errors import OptionError
 from brickyard.cli import _options as words
@@ -331,8 +330,6 @@ def assemble(
         chosen, parts = _from_yard(yard, files, max_parameters, max_flops)
     else:
         parts = [model(Path(path)) for path in files]
-    for part in parts:
-        check_no_boxes(part, "assemble", "run `brickyard predict` with each component, and put the boxes together")
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     named = list(zip(chosen or [Path(path).name for path in files], (part.manifest for part in parts), strict=True))
     labelled = resolve.labelled_images(images, named, "--images") if images else None

@@ -74,8 +74,8 @@ class Judgement:
         probabilities: As from `predict_proba`, (images, outputs) in float64.
         strangeness: As from `strangeness`, (images,) in float64.
         answers: As from `predict`, one per image.
-        sure: Whether the best class has a probability of 0.9 or more, and the image looks as nine in ten of that
-            class's part do: bool, (images,); False where strangeness is not known.
+        sure: Whether the best class has a probability of 0.9 or more, and the image is no more unusual to that class's
+            part than two in three of the part's own: bool, (images,); False where strangeness is not known.
     """
 
     probabilities: Tensor

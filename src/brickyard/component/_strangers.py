@@ -20,7 +20,8 @@ from brickyard.component._familiarity import Familiarity
 FEW = 20  # images, of which the largest tenth is too few to go by
 TENTH = 0.1
 RARE = 0.01  # share of own images beyond the limit, if their tail is exponential
-SURE = 0.9  # least probability of an answer that is called sure
+NEAR = 2 / 3  # share of own images that look usual enough for a sure answer
+SURE = 0.9  # least probability of such an answer
 
 Halves = Callable[[Tensor, Tensor], "Sequence[Tensor | None]"]
 """Fits to some images, and returns the `scores` of others, both by their indices."""
@@ -77,7 +78,8 @@ def limits_of(count: int, halves: Halves) -> StrangersRecord | None:
     """Measure the limits by two-fold cross-fitting; None if there are too few images, or they do not differ.
 
     Beyond the largest tenth, an exponential tail with the mean of what lies there gives the limit that a share of
-    `RARE` exceeds.
+    `RARE` exceeds. "Sure" claims more: only a share of `NEAR` of own images is usual enough for it, so that few
+    strangers are.
 
     Args:
         count: How many images there are.
@@ -92,8 +94,8 @@ def limits_of(count: int, halves: Halves) -> StrangersRecord | None:
     if not any(usual):
         return None
     found = unlikeness(usual, held)
-    sure = found.quantile(1 - TENTH)
-    limit = sure + (found[found > sure] - sure).mean() * torch.tensor(TENTH / RARE).double().log()
+    sure, high = found.quantile(torch.tensor([NEAR, 1 - TENTH], dtype=found.dtype))
+    limit = high + (found[found > high] - high).mean() * torch.tensor(TENTH / RARE).double().log()
     if not (sure > 0 and torch.isfinite(limit)):
         return None
     energy, features, inside = usual

@@ -246,7 +246,7 @@ def _of_sources(
         found = _found(part, network, head, data, chosen, batch_size)
         renamed = [one._replace(labels=numbers[one.labels]) for one in found]
         each.append([one.of(one.labels >= 0) for one in renamed])
-    return [together(found) for found in zip(*each, strict=True)]
+    return [together(found).of(slice(MOST)) for found in zip(*each, strict=True)]
 
 
 def _found(

@@ -304,7 +304,7 @@ def _in_turn(assembly: Assembly, seen: Shared, logits: Tensor, batch_size: int) 
     """What a cascade answers, given the logits of all parts: its own, its FLOPs per image, and a note."""
     course = course_of(assembly, seen, logits, batch_size)
     costs = [count_flops(*pair) for pair in assembly.shaped_networks()]
-    found = measured(assembly.manifest, course, logits, costs)
+    found = measured(assembly.manifest, course, logits, costs, seen.unknown)
     note = (
         f"the parts ran in turn: {found['flops']:.2f} of the FLOPs of all parts, and {found['agreement']:.2%} of their "
         "answers; the FLOPs are the mean of these images"

@@ -395,7 +395,7 @@ def _proto(model: Component | Assembly, entry: Entry, strangers: bool, each: boo
     """The ONNX model."""
     if isinstance(model, Component) or not model.stages:
         return written(program(FromRaw(model, strangers, each), entry), *OUTPUTS[: 2 + strangers])
-    example, open_sides = torch.zeros(2, len(model.classes)), {0: torch.export.Dim("batch")}
+    example, open_sides = torch.zeros(2, len(model.classes_)), {0: torch.export.Dim("batch")}
     with Held(long=True):
         shares = torch.export.export(Shares(model.outputs), (example,), dynamic_shapes=(open_sides,), strict=False)
     return in_turn_proto(

@@ -21,7 +21,7 @@ from brickyard.export._int8 import session
 from brickyard.export._onnx_modules import Entry, program, written
 from brickyard.export._onnx_turns import Graph, inlined
 from brickyard.inputs._preprocessing import to_picture
-from brickyard.outputs._detections import CANDIDATES, Detections, overlaps
+from brickyard.outputs._detections import CANDIDATES, Detections, overlaps, within
 
 FOUND = ("boxes", "scores", "classes")
 OUTPUT = "outputs"  # of a file that does not decode
@@ -137,8 +137,7 @@ class Form:
                 continue
             sides = tuple(batch.shape[2:])
             (boxes,), (scores,) = kind.bounded(logits.double())
-            high = boxes.new_tensor([sides[1], sides[0]] * 2)
-            placed = to_picture(boxes, (sides[0], sides[1]), how).clamp(min=0).minimum(high)
+            placed = within(to_picture(boxes, (sides[0], sides[1]), how), (sides[0], sides[1]))
             found.append((batch, _Answer(boxes, placed, scores, max(sides))))
         return found
 
@@ -218,7 +217,12 @@ def compared(found: Sequence[Tensor], wanted: Any, score: float, iou: float, mos
     more = torch.cat([apart, missing[1]], 1).amin(1)
     error = float(torch.cat([lacking, more, more.new_zeros(1)]).amax())
     if error <= NEAR:
-        return error, ""
+        again = torch.maximum(
+            (boxes[:, None] - boxes[None]).abs().amax(2) / wanted.side, (scores[:, None] - scores[None]).abs()
+        )
+        again = (again <= NEAR) & (classes[:, None] == classes[None])
+        twice = bool((again.sum(1) > (apart <= 2 * NEAR).sum(1)).any())
+        return error, "a box is there twice" if twice else ""
     count = int((lacking > NEAR).sum()), int((more > NEAR).sum())
     return error, f"of torch's boxes, {count[0]} are missing or differ, and {count[1]} others are there"
 

@@ -65,19 +65,22 @@ class Order(nn.Module):
 
 
 class Said(nn.Module):
-    """Maps raw images to the logits of one part and, if that is asked for, to how strange they are to it."""
+    """Maps raw images to what one part says: the logits of its classes, then `more` of it, each (batch,).
+
+    That is, with reject, the log-probability of classes which are none of the assembly's, and if that is asked for, how
+    strange they are to the part.
+    """
 
     def __init__(self, model: Assembly, strangers: bool) -> None:
         super().__init__()
         self.model = model
-        self.strangers = strangers
+        self.judging = torch.float32 if strangers else None
+        self.more = (("unknown",) if model.reject else ()) + (OUTPUTS[2:] if strangers else ())
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if not self.strangers:
-            return self.model.logits(images)
-        logits, strange = self.model.judged(images, torch.float32)
-        return logits, strange[:, 0]
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        logits, *more = self.model.without_reject(images, self.judging)
+        return logits, *(value[:, 0] for value in more if value is not None)
 
 
 # -- what the file takes, and writing it -------------------------------------------------------------------

@@ -13,6 +13,9 @@ from brickyard.base._errors import OptionError
 from brickyard.base._lazy import package
 from brickyard.export._onnx_modules import OUTPUTS, Order, Said
 
+START = {"unknown": 0.0, "strangeness": torch.inf}  # of images for which no part has run
+JOINED = {"unknown": "Add", "strangeness": "Min"}  # what a part says with what those before it said
+
 Write = Callable[..., Any]
 """A module of raw images and the names of its outputs -> an ONNX model with an input called images."""
 
@@ -98,8 +101,9 @@ def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, sh
     assert record is not None
     owner = torch.tensor([owners[0] for owners in model.manifest.owners])
     limits = torch.tensor([torch.inf if one is None else one for one in record.thresholds], dtype=torch.float32)[owner]
-    names = OUTPUTS[:: 2 if strangers else 3]
-    protos = [inlined(onnx, write(Said(stage, strangers), *names)) for stage in stages]  # type: ignore[arg-type]
+    parts = [Said(stage, strangers) for stage in stages]  # type: ignore[arg-type]
+    more = parts[0].more
+    protos = [inlined(onnx, write(part, OUTPUTS[0], *more)) for part in parts]
     first = inlined(onnx, write(Order(model), "order"))
     main = Graph(helper, "turns.")
     (order,) = main.include(first.graph, "images", "glance.")
@@ -108,16 +112,15 @@ def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, sh
     logits = main.add("Expand", main.constant(torch.tensor([record.expected], dtype=torch.float32)), wide)
     known = main.add("Expand", main.constant(torch.zeros(1, len(owner), dtype=torch.bool)), wide)
     going = main.add("Expand", main.constant(torch.ones(1, dtype=torch.bool)), batch)
-    said = [logits]  # by image: logits and, if it is asked for, how strange it is to the parts so far
-    if strangers:
-        said.append(main.add("Expand", main.constant(torch.full((1,), torch.inf)), batch))
+    said = [logits]  # by image: logits, and what the parts so far say more of it
+    said += [main.add("Expand", main.constant(torch.tensor([START[name]])), batch) for name in more]
     for turn in range(len(stages)):
         place = main.add("Gather", order, main.constant(torch.tensor(turn)), axis=1)
         for part, proto in enumerate(protos):
             mine = main.add("And", going, main.add("Equal", place, main.numbers(part)))
             some = main.add("ReduceMax", main.add("Cast", mine, to=kinds.INT32), keepdims=0)
             run = Graph(helper, f"turn{turn}.part{part}.")
-            found = _branch(run, proto.graph, f"part{part}.", mine, said, owner == part)
+            found = _branch(run, proto.graph, f"part{part}.", mine, said, owner == part, more)
             main.initializers += run.initializers
             skip = Graph(helper, f"turn{turn}.skip{part}.")
             same = [skip.add("Identity", one) for one in said]
@@ -127,30 +130,56 @@ def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, sh
             columns = main.add("And", main.add("Unsqueeze", mine, main.numbers(1)), main.constant(owner[None] == part))
             known = main.add("Or", known, columns)
         if turn + 1 < len(stages):
-            seen = main.add("Where", known, said[0], main.constant(torch.tensor(-torch.inf)))
-            best = main.add("ReduceMax", seen, main.numbers(1), keepdims=0)
-            limit = main.add("Gather", main.constant(limits), main.add("ArgMax", seen, axis=1, keepdims=0))
-            going = main.add("And", going, main.add("Not", main.add("Greater", best, limit)))
-    for name, one in zip(names, said, strict=True):
+            final = _final(main, limits, known, *said[: 1 + model.reject])
+            going = main.add("And", going, main.add("Not", final))
+    ends = dict(zip((OUTPUTS[0], *more), said, strict=True))
+    unknown = ends.pop("unknown", None)
+    if unknown is not None:
+        ends["logits"] = _with_reject(main, ends["logits"], unknown)
+    for name, one in ends.items():
         main.nodes.append(helper.make_node("Identity", [one], [name], name=name))
     main.nodes.append(helper.make_node("Identity", main.include(shares.graph, "logits", ""), ["probabilities"]))
     held = [(first, "glance."), *((proto, f"part{i}.") for i, proto in enumerate(protos))]
     return _model(onnx, main, held, shares, strangers)
 
 
-def _branch(made: Graph, graph: Any, held: str, mine: str, said: Sequence[str], own: Tensor) -> list[str]:
+def _final(made: Graph, limits: Tensor, known: str, logits: str, unknown: str | None = None) -> str:
+    """Which images' best answer so far is final, as from `assembly._turns.final`."""
+    seen = made.add("Where", known, logits, made.constant(torch.tensor(-torch.inf)))
+    best = made.add("ReduceMax", seen, made.numbers(1), keepdims=0)
+    limit = made.add("Gather", made.constant(limits), made.add("ArgMax", seen, axis=1, keepdims=0))
+    final = made.add("Greater", best, limit)
+    if unknown is None:
+        return final
+    answer = made.add("ArgMax", _with_reject(made, logits, unknown), axis=1, keepdims=0)
+    return made.add("And", final, made.add("Less", answer, made.numbers(len(limits))))
+
+
+def _with_reject(made: Graph, logits: str, unknown: str) -> str:
+    """The logits with that of "none of these", as from `scaling._scale.with_reject`."""
+    least, one = made.constant(torch.tensor(-torch.finfo(torch.float32).eps)), made.constant(torch.tensor(1.0))
+    known = made.add("Min", unknown, least)
+    odds = made.add("Sub", known, made.add("Log", made.add("Sub", one, made.add("Exp", known))))
+    axis = made.numbers(1)
+    whole = made.add("ReduceLogSumExp", logits, axis, keepdims=0)
+    return made.add("Concat", logits, made.add("Unsqueeze", made.add("Add", whole, odds), axis), axis=1)
+
+
+def _branch(
+    made: Graph, graph: Any, held: str, mine: str, said: Sequence[str], own: Tensor, more: Sequence[str]
+) -> list[str]:
     """A part's steps for some of the images: what is said of all then, with what it says of these."""
     places = torch.nonzero(own).flatten().tolist()
     rows = made.add("Squeeze", made.add("NonZero", mine), made.numbers(0))
-    found, *strange = made.include(graph, made.add("Gather", "images", rows, axis=0), held)
+    found, *others = made.include(graph, made.add("Gather", "images", rows, axis=0), held)
     before, axis = made.add("Gather", said[0], rows, axis=0), made.numbers(1)
     left = made.add("Slice", before, made.numbers(0), made.numbers(places[0]), axis)
     right = made.add("Slice", before, made.numbers(places[-1] + 1), made.numbers(len(own)), axis)
     at = made.add("Unsqueeze", rows, axis)
     ends = [made.add("ScatterND", said[0], at, made.add("Concat", left, found, right, axis=1))]
-    for one, value in zip(said[1:], strange, strict=True):
-        least = made.add("Min", made.add("Gather", one, rows, axis=0), value)
-        ends.append(made.add("ScatterND", one, at, least))
+    for name, one, value in zip(more, said[1:], others, strict=True):
+        joined = made.add(JOINED[name], made.add("Gather", one, rows, axis=0), value)
+        ends.append(made.add("ScatterND", one, at, joined))
     return ends
 
 

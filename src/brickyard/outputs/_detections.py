@@ -43,7 +43,7 @@ class Found(NamedTuple):
         """The same on the processor."""
         return Found(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
 
-    def of(self, chosen: Tensor) -> Found:
+    def of(self, chosen: Tensor | slice) -> Found:
         """Those at some indices, or where a mask is true."""
         return Found(self.boxes[chosen], self.scores[chosen], self.labels[chosen])
 

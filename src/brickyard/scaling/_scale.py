@@ -161,7 +161,8 @@ class Signals(NamedTuple):
         distances: The distances of these from the parts' own classes, (batch, parts), or None.
         energies: The log-sum-exp of each part's logits, (batch, parts), or None.
         depths: How unusual values inside each part are, (batch, parts), or None.
-        unknown: The log-probability of the classes which are none of the assembly's, (batch,), or None.
+        unknown: The log-probability that each part gives to classes which are none of the assembly's, (batch, parts),
+            or None.
     """
 
     logits: Tensor
@@ -172,17 +173,19 @@ class Signals(NamedTuple):
     unknown: Tensor | None = None
 
 
-def with_reject(logits: Tensor, unknown: Tensor) -> Tensor:
+def with_reject(logits: Tensor, unknown: Tensor | None) -> Tensor:
     """Add the logit of "none of these", so that its probability is as given: (batch, classes) -> (batch, classes + 1).
 
     The other logits, and so the answers among the classes, do not change: with p the probability, the new logit is
-    `logsumexp(logits) + log p - log(1 - p)`.
+    `logsumexp(logits) + log p - log(1 - p)`. p is one less the smallest step of its type at most.
 
     Args:
         logits: Those of the classes, (batch, classes).
-        unknown: log p, (batch,); p is one less the smallest step of its type at most.
+        unknown: What each part contributes to log p, (batch, parts), or None: then the logits stay as they are.
     """
-    unknown = unknown.to(logits.dtype).clamp_max(-torch.finfo(logits.dtype).eps)
+    if unknown is None:
+        return logits
+    unknown = unknown.sum(1).to(logits.dtype).clamp_max(-torch.finfo(logits.dtype).eps)
     odds = unknown - torch.log(-torch.expm1(unknown))
     return torch.cat([logits, (logits.logsumexp(1) + odds).unsqueeze(1)], 1)
 

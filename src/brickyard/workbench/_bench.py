@@ -20,6 +20,7 @@ from torch import Tensor
 from brickyard.assembly._assemble import assemble, assembly_manifest
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._labelled import shared_signals
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._declare import Opt, declared, flat
 from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.base._messages import told
@@ -267,6 +268,8 @@ class Bench:
                 owners.setdefault(name, []).append(index)
         duplicates = [{"name": name, "bricks": found} for name, found in owners.items() if len(found) > 1]
         how = "rename" if duplicates and plan.options["on_duplicate"] == "error" else plan.options["on_duplicate"]
+        for part in parts:
+            check_no_boxes(part, "the workbench", "use the commands assemble and predict")
         manifest = assembly_manifest(parts, on_duplicate=how)  # type: ignore[arg-type]
         return {
             "classes": manifest.classes,
@@ -290,6 +293,8 @@ class Bench:
             raise OptionError("option-empty", "the tray is empty; add one or more bricks first")
         with self._turn():
             parts = [self._component(name) for name in plan.bricks]
+            for part in parts:
+                check_no_boxes(part, "the workbench", "use the commands assemble and predict")
             images = self._labelled([part.manifest for part in parts], labelled)
             few = plan.options["scaling"] == "auto" or SCALINGS[plan.options["scaling"]].few_shot
             whole = assemble(parts, images=images if few else None, **plan.options)
