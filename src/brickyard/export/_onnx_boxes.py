@@ -75,7 +75,7 @@ class FromPicture(nn.Module):
         low = boxes[..., :2]
         boxes = torch.cat([low, torch.maximum(low, boxes[..., 2:])], -1)  # ONNX would turn boxes without extent over
         if scores[0].numel() > CANDIDATES:
-            least = scores.flatten().topk(CANDIDATES).values.amin()
+            least = scores.flatten().topk(CANDIDATES).values.amin(0)
             scores = torch.where(scores >= least, scores, -1.0)
         return boxes, placed, scores.transpose(1, 2)
 
