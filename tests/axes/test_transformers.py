@@ -13,7 +13,7 @@ from torch import nn
 
 import brickyard as by
 from brickyard.axes import trace
-from brickyard.export import _onnx, export_onnx
+from brickyard.export import _onnx_modules, export_onnx
 from brickyard.surgery import cut
 from brickyard.testing import randomised, zeroed_output
 from errors import refused
@@ -198,6 +198,6 @@ def test_windows_of_attention_are_exported(tmp_path: Path, monkeypatch: pytest.M
     error = export_onnx(part, tmp_path / "part.onnx").error
     assert error is not None
     assert error < 1e-5
-    monkeypatch.setattr(_onnx, "_LaidOut", contextlib.nullcontext)  # the control
+    monkeypatch.setattr(_onnx_modules, "_LaidOut", contextlib.nullcontext)  # the control
     with refused("surgery-export-failed"):
         export_onnx(part, tmp_path / "other.onnx")

@@ -237,7 +237,7 @@ def test_options_of_the_other_kind_are_refused(component: Path, place: Path, tmp
     assert "--score" in run("predict", part, picture, "--score", 0.4, code=1).stderr
     assert "detector" in run("assemble", component, "-o", tmp_path / "a.safetensors", code=1).stderr
     assert "detector" in run("report", component, "-o", tmp_path / "r.html", code=1).stderr
-    assert "detector" in run("export", component, "-o", tmp_path / "a.onnx", code=1).stderr
+    assert "detector" in run("export", component, "-o", tmp_path / "a.html", code=1).stderr
 
 
 def test_evaluate_scores_a_detector(component: Path, place: Path) -> None:

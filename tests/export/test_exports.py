@@ -20,7 +20,7 @@ from brickyard.component._predictor import REJECT
 from brickyard.export import _onnx as exports
 from brickyard.export._module import export_module
 from brickyard.export._onnx import export_onnx, export_state_dict, torch_program
-from brickyard.testing import Branches, Residual, chain, randomised
+from brickyard.testing import Branches, Detector, Residual, chain, randomised
 from conftest import needed_package, python_blocks, run_blocks
 from errors import refused
 from shell import run
@@ -342,16 +342,30 @@ def test_export_from_the_command_line(tmp_path) -> None:
         assert not (tmp_path / name).exists()
 
 
+def detector() -> by.Component:
+    images, rows = (
+        torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2)),
+        torch.eye(4).repeat(2, 1).long(),
+    )
+    how = by.Preprocessing(size=(32, 32), fit="letterbox", channels=3)
+    relevance = by.locate(Detector(), (images, rows), outputs=Detector.boxes, preprocessing=how, classes=list("abcd"))
+    return by.disassemble(
+        Detector(), relevance, task=["b", "d"], heal="none", budget=by.Budget(flops=1.0), select="mda"
+    )
+
+
 def test_the_page_runs(tmp_path, monkeypatch) -> None:
     page = Path(__file__).parents[2] / "docs" / "export.md"
     blocks = python_blocks(page)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert sum(bool(line) for line in blocks[0].splitlines()) <= 8
     monkeypatch.chdir(tmp_path)
     component = part(how=HOW[0], names=["cat", "dog", "owl", "fox"])
     component.save("pets.safetensors")
     export_onnx(component, "pets.onnx")
     export_module(component, "pets.py")
+    animals = detector()
+    export_onnx(animals, "animals.onnx", score=0.1)
     monkeypatch.syspath_prepend(tmp_path)
     picture = (DATA[0][3].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     Image.fromarray(picture).save("picture.png")
@@ -363,3 +377,7 @@ def test_the_page_runs(tmp_path, monkeypatch) -> None:
     )
     assert torch.equal(space["model"](space["preprocess"](DATA[0])), component.logits(DATA[0]))
     assert torch.equal(space["again"](DATA[0]), component(DATA[0]))
+    (found,) = animals.detect("picture.png", score=0.1)
+    assert len(found.labels) > 0
+    assert [space["animals"][k] for k in space["classes"]] == [animals.classes[k] for k in found.labels.tolist()]
+    assert np.allclose(space["boxes"], found.boxes.numpy(), atol=1e-3)

@@ -172,11 +172,6 @@ KIND = "boxes"
 """What manifests call the outputs of detectors."""
 
 
-NO_EXPORT = (
-    "detectors are not exported yet: use the component's file with brickyard.load and detect, or `brickyard predict`"
-)
-
-
 def family_of(boxes: Boxes | None) -> str | None:
     """The known family whose description this is, however many classes it has; None where it is of none."""
     if boxes is None:

@@ -369,8 +369,8 @@ class LocateOptions(TypedDict, total=False):
     resume: Resume
 
 
-class DetectOptions(TypedDict, total=False):
-    """Options of a detector's answers."""
+class BoxOptions(TypedDict, total=False):
+    """Which of the boxes that a detector finds are told of."""
 
     score: Annotated[float, Opt(default=0.25, least=0, most=1, help="Show boxes with a score above this.")]
     iou: Annotated[
@@ -379,6 +379,11 @@ class DetectOptions(TypedDict, total=False):
             help="Of boxes of one class that overlap by more (intersection over union), show the surest alone."),
     ]  # fmt: skip
     most: Annotated[int, Opt(default=300, least=1, help="Show at most this many boxes of an image, the surest.")]
+
+
+class DetectOptions(BoxOptions, total=False):
+    """Options of a detector's answers."""
+
     batch_size: BatchSize
 
 

@@ -7,14 +7,15 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from brickyard.base._boxes import NO_EXPORT, check_no_boxes
 from brickyard.base._errors import OptionError
-from brickyard.cli._options import DATA_HELP, File, Force, Output, check_companion, check_effect
+from brickyard.base._options import BoxOptions
+from brickyard.cli._options import DATA_HELP, File, Force, Output, check_companion, check_effect, with_options
 from brickyard.cli._output import Result, model
 from brickyard.runtime._progress import say
 from brickyard.sources._resolve import check_free, data_of, seen_by
 
 
+@with_options(unset=(BoxOptions,))
 def export(
     file: File,
     output: Output,
@@ -32,13 +33,18 @@ def export(
         list[str] | None,
         Option(help=f"ONNX: calibrate --int8 on these images, a fifth held back; may be repeated: {DATA_HELP}"),
     ] = None,
+    no_decode: Annotated[
+        bool, Option("--no-decode", help="ONNX, of a detector: return what the network does, and find no boxes.")
+    ] = False,
     force: Force = False,
+    **boxes: Any,
 ) -> Result:
     """Export to ONNX (.onnx), plain Python (.py), a page for any browser (.html) or a state dict (.safetensors).
 
     An HTML page classifies pictures offline, on phones too. Plain Python comes with a file of its weights.
     """
     from brickyard.export._onnx import MOST_CHECKED, export_onnx, export_state_dict
+    from brickyard.export._onnx_boxes import check_boxes
 
     if output.suffix not in (".onnx", ".py", ".html", ".safetensors"):
         pickled = output.suffix in (".pt2", ".pt", ".pth")
@@ -48,8 +54,10 @@ def export(
             f"{output} has no supported suffix{why}; use .onnx, .py for a plain Python module, .html for a page that "
             "answers pictures, or .safetensors for the state dict",
         )
+    boxes = {name: value for name, value in boxes.items() if value is not None}
     if output.suffix != ".onnx":
         words = {"data": data, "uint8": uint8, "channels": channels, "int8": int8, "calibration_data": calibration_data}
+        words |= {"no_decode": no_decode, **boxes}
         what = {".py": "a Python module", ".html": "a page"}.get(output.suffix, "a state dict")
         check_effect(f"it applies to ONNX only, not to {what}", **words)
     check_companion("--int8", int8, calibration_data=calibration_data)
@@ -63,7 +71,6 @@ def export(
 
         check_free(weights_beside(output), force, file)
     exported = model(file)
-    check_no_boxes(exported, "export", NO_EXPORT)
     record: Any
     if output.suffix == ".py":
         record = export_module(exported, output, overwrite=force)
@@ -74,12 +81,14 @@ def export(
     elif output.suffix == ".safetensors":
         record = export_state_dict(exported, output, overwrite=force)
     else:
+        check_boxes(exported, boxes, decode=not no_decode, int8=int8)
         part = exported.manifest.parts[0]
         images: Any = None
         if data is not None:
             how = seen_by(part, exported.manifest.parts)
             images = data_of(data, how, "test", MOST_CHECKED, shape=part.input_shape)
         options: Any = {"dtype": "uint8" if uint8 else "float32", "channels": channels, "int8": int8}
+        options |= {"decode": not no_decode, **boxes}
         if calibration_data:
             options["images"] = _calibration(calibration_data, exported)
         record = export_onnx(exported, output, overwrite=force, check_images=images, **options)

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
-from brickyard.base._boxes import NO_EXPORT, check_no_boxes
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import given_path
 from brickyard.base._errors import OptionError
 from brickyard.base._lazy import package
@@ -35,6 +35,7 @@ from brickyard.inputs._preprocessing import check_raw
 from brickyard.network._untouched import guarded
 from brickyard.storage._atomic import check_free, write_content
 
+INSTEAD = "export its components as .onnx or .py"
 IN_TITLE = 6  # names
 KINDS = ("one", "several")  # of outputs, whose answers the page's script can read
 
@@ -114,7 +115,7 @@ def export_html(
         (True, True)
     """
     check_model(model, "export_html")
-    check_no_boxes(model, "export_html", NO_EXPORT)
+    check_no_boxes(model, "export_html", INSTEAD)
     path = given_path(path, "the file to write")
     check_free(path, overwrite)
     for needed in ("onnx", "onnxruntime", "onnxscript"):

@@ -19,7 +19,7 @@ from brickyard.base._errors import FileError, OptionError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, json_text
 from brickyard.component._component import Component
-from brickyard.export._onnx import description
+from brickyard.export._about import description
 from brickyard.network._untouched import guarded
 from brickyard.reports._cards import model_card
 from brickyard.storage._atomic import folder_for, write_together

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
-from brickyard.base._boxes import NO_EXPORT, check_no_boxes
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import EVEN, given_path
 from brickyard.base._errors import FileError
 from brickyard.base._messages import shown, tidy
@@ -35,10 +35,12 @@ from brickyard.export._plain_inputs import raw_text
 from brickyard.export._plain_models import Content, assembly_content, component_content
 from brickyard.export._spelling import WIDTH, joined, literal, wrapped
 from brickyard.network._untouched import guarded
+from brickyard.outputs._detections import Detections
 from brickyard.outputs._kinds import Several
 from brickyard.storage._atomic import check_free, write_together
 from brickyard.storage._safefile import KEY as OWN_KEY
 
+EACH_PART = "export each component by itself"
 SUFFIX = ".weights.safetensors"
 MODULE_KEY = "module"  # in the metadata of the weights: whose they are
 _LOAD = '''
@@ -122,7 +124,8 @@ def export_module(model: Component | Assembly, path: str | Path, *, overwrite: b
         ('part.weights.safetensors', False)
     """
     check_model(model, "export_module")
-    check_no_boxes(model, "export_module", NO_EXPORT)
+    if isinstance(model, Assembly):
+        check_no_boxes(model, "export_module of an assembly", EACH_PART)
     check_at_once(model, "a plain Python module runs all parts on every image")
     path = given_path(path, "the file to write")
     weights = weights_beside(path)
@@ -198,6 +201,8 @@ def _text(model: Component | Assembly, content: Content, stem: str, mark: str) -
     body = "\n\n\n".join(["\n".join(constants), *(one.strip() for one in (content.functions, *content.classes, _LOAD))])
     functional = ["import torch.nn.functional as F"] if re.search(r"\bF\.", body) else []
     imports = ["import torch", *functional, "from safetensors import safe_open", "from torch import nn"]
+    imports = [*(["import math\n"] if re.search(r"\bmath\.", body) else []), *imports]
+    imports += ["from torchvision.ops import batched_nms"] if "batched_nms(" in body else []
     return "\n\n".join([_docstring(_about(model, stem)), "\n".join(imports), body]) + "\n"
 
 
@@ -226,13 +231,20 @@ def _docstring(lines: Sequence[str]) -> str:
 
 def _about(model: Component | Assembly, stem: str) -> list[str]:
     manifest = model.manifest
+    finds = isinstance(model.outputs, Detections)
+    what, used = ("detector", "find, load") if finds else ("classifier", "load, preprocess")
     lines = [
-        f"A classifier as a plain PyTorch module, written by Brickyard {__version__}, which it does not need.",
+        f"A {what} as a plain PyTorch module, written by Brickyard {__version__}, which it does not need.",
         "",
-        f"    from {stem} import CLASSES, load, preprocess",
+        f"    from {stem} import CLASSES, {used}",
         "    model = load()",
     ]
-    if _by_sigmoid(model):
+    if finds:
+        lines += [
+            "    for boxes, scores, classes in find(model, images):",
+            "        print([CLASSES[k] for k in classes], boxes)",
+        ]
+    elif _by_sigmoid(model):
         rows = "model(preprocess(images)).double().sigmoid().tolist()"
         lines += [
             f"    for row in {rows}:",
@@ -257,7 +269,7 @@ def _about(model: Component | Assembly, stem: str) -> list[str]:
         lines.append(f"The last output, {REJECT}, stands for all other classes of the {sources}.")
     if _by_sigmoid(model):
         lines.append("An image may belong to several classes: those with a probability above their threshold.")
-    elif manifest.outputs != "one":
+    elif manifest.outputs != "one" and not isinstance(model.outputs, Detections):
         lines.append(f"What its outputs mean was registered under the name {tidy(manifest.outputs)}.")
     return lines
 

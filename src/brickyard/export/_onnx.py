@@ -9,29 +9,27 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
-from brickyard.base._boxes import NO_EXPORT, check_no_boxes
+from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import check_choice, flag, given_path
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError, SurgeryError
 from brickyard.base._interrupts import Held
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, told
-from brickyard.base._records import ComponentManifest
-from brickyard.base._sides import NAMES, SIDES, is_picture
+from brickyard.base._options import BoxOptions
+from brickyard.base._sides import NAMES, is_picture
 from brickyard.component._component import Component
-from brickyard.component._predictor import REJECT, run_images
+from brickyard.component._predictor import run_images
+from brickyard.export._about import describe, description, title
 from brickyard.export._int8 import (
     ENOUGH,
     MOST_IMAGES,
@@ -43,8 +41,10 @@ from brickyard.export._int8 import (
     quantised,
     session,
 )
-from brickyard.export._onnx_modules import OUTPUTS, FromRaw, Shares
+from brickyard.export._onnx_boxes import Form, check_boxes
+from brickyard.export._onnx_modules import OUTPUTS, Entry, FromRaw, Shares, program, written
 from brickyard.export._onnx_turns import check_at_once, in_turn_proto
+from brickyard.inputs._box_data import BoxData
 from brickyard.inputs._decoding import read_images
 from brickyard.network._network import Network
 from brickyard.network._untouched import guarded
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5  # of the largest logit of a batch
 NEAR = 1e-2  # of strangeness, which float32 holds less exactly: it counts small differences in small units
 MOST_CHECKED = 100  # real images that the check runs
-KEY = "brickyard"
 STATE_KEY = "brickyard-state"  # another key than that of our own files: it is none of them
 
 
@@ -74,7 +73,8 @@ class ExportRecord:
         fused: Whether batch norms were folded into the preceding layers.
         images: Number of images checked, or 0 if there was no check.
         error: Maximum difference between the logits of onnxruntime and torch, relative to the largest logit of the
-            batch, or None. For an int8 file: that of the float32 file it was made from.
+            batch, or None. For an int8 file: that of the float32 file it was made from. For boxes: that of scores and
+            of corners, relative to the image's longer side.
         int8: What quantising changed, or None.
     """
 
@@ -103,33 +103,6 @@ class ExportRecord:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """Input of an exported network: raw images (batch, channels, *size), of any size if `size` is None.
-
-    Signals and cubes have another number of sides, and always a size.
-    """
-
-    channels: int
-    size: tuple[int, ...] | None
-    usual: tuple[int, ...]
-    dtype: str
-
-    def random(self, count: int, size: tuple[int, ...], seed: int) -> Tensor:
-        shape, generator = (count, self.channels, *size), torch.Generator().manual_seed(seed)
-        if self.dtype == "uint8":
-            return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        return torch.rand(shape, generator=generator)
-
-    def batches(self) -> list[Tensor]:
-        """Random images for the check, one and five at a time, of other sizes too where those may differ."""
-        sizes = [self.usual]
-        if self.size is None:
-            height, width = self.usual
-            sizes += [(height + height // 2 + 1, width + 1), (max(height // 2, 2), max(width - 1, 2))]
-        return [self.random(count, size, seed) for seed, size in enumerate(sizes) for count in (1, 5)]
-
-
 # -- ONNX --------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +117,8 @@ def export_onnx(
     channels: int | None = None,
     int8: bool = False,
     images: Any = None,
+    decode: bool = True,
+    **boxes: Unpack[BoxOptions],
 ) -> ExportRecord:
     """Export a component or an assembly as an ONNX file that takes raw images.
 
@@ -166,6 +141,12 @@ def export_onnx(
     the float32 file, and compares the latencies of both. Agreement below 95 % is warned of. An int8 file has no
     `strangeness`, which was measured on values that are not rounded.
 
+    The file of a detector takes one image, (1, channels, height, width), and finds the boxes in it: `boxes`, (n, 4),
+    left, top, right and bottom in pixels of the image, `scores`, (n,), and `classes`, (n,), by falling score. `score`,
+    `iou` and `most` are as for `detect`. With `decode=False` the file takes any batch, and returns the network's
+    `outputs`, (batch, outputs, places). In the check, boxes are compared with those that torch finds: they must agree
+    to 1e-4 of the image's longer side, and scores to 1e-4.
+
     Args:
         model: The component or assembly. Its weights are written as float32, unless `int8` is set.
         path: The file to write.
@@ -178,6 +159,8 @@ def export_onnx(
         int8: Quantise the weights and activations of the networks.
         images: Calibration images for `int8`, in the same forms; the first 500 are used. They must be of the kind that
             the model will see: activations beyond their range are clipped.
+        decode: Of a detector: find boxes in the file, instead of returning what the network does.
+        boxes: Of a detector: `score`, `iou` and `most`, as for `Component.detect`.
 
     Raises:
         FileError: The file exists and `overwrite` is false, or cannot be written.
@@ -197,15 +180,15 @@ def export_onnx(
         (15, True)
     """
     check_model(model, "export_onnx")
-    check_no_boxes(model, "export_onnx", NO_EXPORT)
     path = given_path(path, "the file to write")
     check_free(path, overwrite)  # before any work is done
     for needed in ("onnx", "onnxruntime", "onnxscript"):
         package(needed, "onnx", "writing ONNX")
+    form = check_boxes(model, boxes, decode=flag("decode", decode), int8=flag("int8", int8))
     entry = _entry(model, dtype, channels)
     given = [] if check_images is None else _in_fives(_fitting(check_images, entry, MOST_CHECKED, "the check"))
     calibration = _for_int8(model, entry, int8, images)
-    found = _float32(model, entry, given, path, bool(model.stranger_limits) and not int8)
+    found = _float32(model, entry, given, path, bool(model.stranger_limits) and not int8, form=form)
     content, record = found.content, None
     if calibration is not None:
         content, record = _int8(model, entry, found, calibration, path)
@@ -233,7 +216,13 @@ def onnx_bytes(model: Component | Assembly, path: Path, *, strangers: bool) -> _
 
 
 def _float32(
-    model: Component | Assembly, entry: _Entry, given: Sequence[Tensor], path: Path, strangers: bool, each: bool = False
+    model: Component | Assembly,
+    entry: Entry,
+    given: Sequence[Tensor],
+    path: Path,
+    strangers: bool,
+    each: bool = False,
+    form: Form | None = None,
 ) -> _Float32:
     """Make the ONNX file, with strangeness where asked for, and check it on random and given images."""
     plain = _on_cpu(model)
@@ -244,21 +233,29 @@ def _float32(
         logits, strange = plain.judged(images)
         return logits, strange if each else strange.amin(1)
 
+    expected: Any
     with torch.inference_mode():
-        checked = (*entry.batches(), *given)
-        expected = [(images, *run_images(said, images, "the images for the check")) for images in checked]
+        if form is not None:
+            expected = form.expected(plain, form.batches(entry, given))
+        else:
+            checked = (*entry.batches(), *given)
+            expected = [(images, *run_images(said, images, "the images for the check")) for images in checked]
     count = sum(len(images) for images, *_ in expected)
     for fused in (True, False):
         candidate = plain.fused() if fused else plain
         try:
-            proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry, strangers, each)
+            candidate = candidate.to(memory_format=torch.contiguous_format)
+            proto = form.proto(candidate, entry) if form else _proto(candidate, entry, strangers, each)
             nodes = inner_nodes(proto, [f"model.{name}." for name in _networks(candidate)])  # as FromRaw holds them
-            _describe(proto, model, entry)
+            describe(proto, model, entry, form.about(model) if form else None)
             content: bytes = proto.SerializeToString(deterministic=True)
         except Exception as refusal:  # what the exporter raises differs by version and by operation
             problem = f"it cannot be written as ONNX: {told(first_line(_cause(refusal)))}"
             continue
-        error, problem = _compare(content, expected, model.outputs)
+        if form is not None:
+            error, problem = form.compare(content, expected)
+        else:
+            error, problem = _compare(content, expected, model.outputs)
         if problem:
             continue
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
@@ -277,14 +274,14 @@ def _cause(error: BaseException) -> BaseException:
 
 def _refused(model: Component | Assembly, path: Path, problem: str) -> SurgeryError:
     advice = "nothing was written. Keep the .safetensors file, or export its state dict"
-    return SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problem}; {advice}")
+    return SurgeryError("surgery-export-failed", f"{title(model)} cannot go to {path}: {problem}; {advice}")
 
 
 # -- int8 --------------------------------------------------------------------------------------------------
 
 
 def _for_int8(
-    model: Component | Assembly, entry: _Entry, int8: bool, images: Any
+    model: Component | Assembly, entry: Entry, int8: bool, images: Any
 ) -> tuple[list[Tensor], list[Tensor]] | None:
     """The images to calibrate on, and those held back; None without int8."""
     if not flag("int8", int8):
@@ -307,7 +304,7 @@ def _networks(model: nn.Module) -> list[str]:
 
 def _int8(
     model: Component | Assembly,
-    entry: _Entry,
+    entry: Entry,
     found: _Float32,
     calibration: tuple[list[Tensor], list[Tensor]],
     path: Path,
@@ -318,7 +315,7 @@ def _int8(
         raise _refused(model, path, "its networks have no layer that int8 applies to")
     try:
         proto = quantised(found.proto, found.nodes, images)
-        _describe(proto, model, entry, {"calibration_images": len(images)})
+        describe(proto, model, entry, {"int8": {"calibration_images": len(images)}})
         content: bytes = proto.SerializeToString(deterministic=True)
         record = measured(found.content, content, len(images), held_back, model.outputs)
         ran = session(content)
@@ -339,19 +336,19 @@ def _int8(
 # -- what the file takes -----------------------------------------------------------------------------------
 
 
-def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
+def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> Entry:
     check_choice("dtype", dtype, ("float32", "uint8"))
     parts = model.manifest.parts
     fixed = {part.input_shape[0] for part in parts if part.preprocessing.channels is None}
     usual = max(fixed or {part.preprocessing.channels or 3 for part in parts})
     if channels is not None and (channels not in (1, 3) or (fixed and fixed != {channels})):
         free = f"{usual}: it takes its images' channels as they are" if fixed else "1 or 3"
-        raise OptionError("option-range", f"channels={channels} cannot be used; {_title(model)} takes {free}")
+        raise OptionError("option-range", f"channels={channels} cannot be used; {title(model)} takes {free}")
     if dtype == "uint8" and not is_picture(parts[0].input_shape):
-        why = f"{_title(model)} takes {NAMES[len(parts[0].input_shape) - 1]}, and dtype='uint8' is for pictures"
+        why = f"{title(model)} takes {NAMES[len(parts[0].input_shape) - 1]}, and dtype='uint8' is for pictures"
         raise OptionError("option-conflict", f"{why}; leave it out (--uint8)")
     size = next((part.input_shape[1:] for part in parts if part.preprocessing.size is None), None)
-    return _Entry(int(channels or usual), size, size or parts[0].preprocessing.size or (), dtype)
+    return Entry(int(channels or usual), size, size or parts[0].preprocessing.size or (), dtype)
 
 
 def _on_cpu(model: Component | Assembly) -> Component | Assembly:
@@ -362,9 +359,10 @@ def _on_cpu(model: Component | Assembly) -> Component | Assembly:
     return plain
 
 
-def _fitting(images: Any, entry: _Entry, most: int, what: str) -> list[Tensor]:
+def _fitting(images: Any, entry: Entry, most: int, what: str) -> list[Tensor]:
     """Real images as the file takes them, one by one, (1, channels, height, width)."""
-    pictures = getattr(images, "images", images)
+    pictures = images.pictures(range(min(len(images), most))) if isinstance(images, BoxData) else images
+    pictures = list(pictures) if pictures is not images else getattr(images, "images", images)
     shape = (entry.channels, *entry.usual)
     singles = [one[None] for batch in read_images(pictures, most, shape) for one in batch][:most]
     for index, one in enumerate(singles):
@@ -393,83 +391,20 @@ def _of_type(images: Tensor, dtype: str) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-class _LaidOut(TorchFunctionMode):
-    """Lets attention give values that lie in memory in the order of their dimensions.
-
-    Its kernel may lay them out otherwise. The exporter would rely on that, and what it turns the kernel into does not.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        return result.contiguous() if func is F.scaled_dot_product_attention else result
-
-
-def _program(module: nn.Module, entry: _Entry) -> ExportedProgram:
-    open_sides = {0: torch.export.Dim("batch")}
-    if entry.size is None:
-        open_sides |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
-    with Held(long=True), torch.no_grad(), _LaidOut():
-        images = entry.random(2, entry.usual, 0)
-        return torch.export.export(module, (images,), dynamic_shapes=(open_sides,), strict=False)
-
-
-def _written(program: ExportedProgram, *outputs: str, given: str = "images") -> Any:
-    """A program as an ONNX model."""
-    names: Any = {"input_names": [given], "output_names": list(outputs)}
-    with Held(long=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        written = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, **names)
-    assert written is not None
-    return written.model_proto
-
-
-def _proto(model: Component | Assembly, entry: _Entry, strangers: bool, each: bool = False) -> Any:
+def _proto(model: Component | Assembly, entry: Entry, strangers: bool, each: bool = False) -> Any:
     """The ONNX model."""
     if isinstance(model, Component) or not model.stages:
-        return _written(_program(FromRaw(model, strangers, each), entry), *OUTPUTS[: 2 + strangers])
+        return written(program(FromRaw(model, strangers, each), entry), *OUTPUTS[: 2 + strangers])
     example, open_sides = torch.zeros(2, len(model.classes_)), {0: torch.export.Dim("batch")}
     with Held(long=True):
         shares = torch.export.export(Shares(model.outputs), (example,), dynamic_shapes=(open_sides,), strict=False)
     return in_turn_proto(
         model,
         list(map(_on_cpu, model.stages)),
-        lambda module, *outputs: _written(_program(module, entry), *outputs),
-        _written(shares, "probabilities", given="logits"),
+        lambda module, *outputs: written(program(module, entry), *outputs),
+        written(shares, "probabilities", given="logits"),
         strangers,
     )
-
-
-def _describe(proto: Any, model: Component | Assembly, entry: _Entry, int8: Mapping[str, Any] | None = None) -> None:
-    """Add a description to the file, and remove paths of this machine from its nodes."""
-    sides = proto.graph.input[0].type.tensor_type.shape.dim
-    names = ("batch", "", *SIDES[len(sides) - 2])
-    renamed = {side.dim_param: name for side, name in zip(sides, names, strict=True) if name}
-    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
-    for value in values:
-        for side in value.type.tensor_type.shape.dim:
-            if side.dim_param:
-                side.dim_param = renamed.get(side.dim_param, side.dim_param)
-    for item in (*values, *proto.graph.node, *proto.graph.initializer, proto.graph, proto):
-        del item.metadata_props[:]
-        item.doc_string = ""
-    proto.producer_name, proto.producer_version = "brickyard", __version__
-    proto.graph.name = "brickyard"
-    proto.doc_string = str(model)
-    about = description(model) | {"input": _input(model, entry)} | ({} if int8 is None else {"int8": dict(int8)})
-    for key, value in (("classes", about["outputs"]), (KEY, about)):
-        proto.metadata_props.add(key=key, value=json.dumps(value, allow_nan=False))
-
-
-def _input(model: Component | Assembly, entry: _Entry) -> dict[str, Any]:
-    raw = "0 to 255" if entry.dtype == "uint8" else "0 to 1"
-    pictures = is_picture(model.input_shape)
-    normalised = any(part.preprocessing.mean is not None for part in model.manifest.parts)
-    return {
-        "name": "images",
-        "dtype": entry.dtype,
-        "shape": ["batch", entry.channels, *(entry.size or ("height", "width"))],
-        "values": raw if pictures and (normalised or entry.dtype == "uint8") else f"{raw}, or as the source takes them",
-    }
 
 
 def _compare(
@@ -525,12 +460,12 @@ def torch_program(
         True
     """
     check_at_once(model, "a torch program has the same steps for every image")
-    check_no_boxes(model, "torch_program", NO_EXPORT)
+    check_no_boxes(model, "torch_program", "use export_onnx, or the component as a module")
     entry = _entry(model, dtype, channels)
     try:
-        return _program(FromRaw(_on_cpu(model)), entry)
+        return program(FromRaw(_on_cpu(model)), entry)
     except Exception as error:
-        why = f"cannot convert {_title(model)} to a torch program: {first_line(error)}"
+        why = f"cannot convert {title(model)} to a torch program: {first_line(error)}"
         raise SurgeryError("surgery-export-failed", f"{why}; use it as a module instead") from error
 
 
@@ -563,38 +498,3 @@ def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrit
     metadata = {STATE_KEY: json.dumps(description(model), allow_nan=False)}
     write_atomically(path, lambda place: save_file(state, place, metadata), overwrite=overwrite)
     return ExportRecord(path, "safetensors", path.stat().st_size)
-
-
-# -- what goes along ---------------------------------------------------------------------------------------
-
-
-def description(model: Component | Assembly) -> dict[str, Any]:
-    """What a model is, as JSON for files that are not Brickyard's own."""
-    manifest = model.manifest
-    kept: Any = {"classes": True, "preprocessing": True, "input_shape": True, "source": {"name", "sha256"}}
-    about: dict[str, Any] = {
-        "brickyard": __version__,
-        "kind": manifest.kind,
-        "classes": list(model.classes),
-        "outputs": [*model.classes, *([REJECT] if model.reject else [])],
-        "answers": manifest.outputs,
-        **({"decision_thresholds": list(manifest.decision_thresholds)} if manifest.decision_thresholds else {}),
-        "parts": [part.model_dump(mode="json", include=kept) | _stands_for(part) for part in manifest.parts],
-        "scores": manifest.scores,
-        "created": manifest.created,
-    }
-    if isinstance(model, Assembly):
-        about |= {"form": model.manifest.form, "scaling": model.manifest.scaling.name}
-    return about
-
-
-def _stands_for(part: ComponentManifest) -> dict[str, Any]:
-    """The classes of its source that each class of a part stands for, where that is not one of the same name."""
-    groups = zip(part.classes, part.groups, strict=True)
-    found = {name: [part.source.classes[k] for k in group] for name, group in groups}
-    return {"stands_for": found} if part.members else {}
-
-
-def _title(model: Component | Assembly) -> str:
-    names = ", ".join(model.classes[:5]) + (" ..." if len(model.classes) > 5 else "")
-    return f"the {model.manifest.kind} for {names}"

@@ -32,7 +32,7 @@ def check_at_once(model: object, why: str) -> None:
         raise OptionError("option-needs-parallel-form", f"{why}, and this is a cascade; {advice}")
 
 
-class _Graph:
+class Graph:
     """Nodes of a graph, one after the other, with names that begin alike."""
 
     def __init__(self, helper: Any, prefix: str) -> None:
@@ -103,9 +103,9 @@ def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, sh
     limits = torch.tensor([torch.inf if one is None else one for one in record.thresholds], dtype=torch.float32)[owner]
     parts = [Said(stage, strangers) for stage in stages]  # type: ignore[arg-type]
     more = parts[0].more
-    protos = [_inlined(onnx, write(part, OUTPUTS[0], *more)) for part in parts]
-    first = _inlined(onnx, write(Order(model), "order"))
-    main = _Graph(helper, "turns.")
+    protos = [inlined(onnx, write(part, OUTPUTS[0], *more)) for part in parts]
+    first = inlined(onnx, write(Order(model), "order"))
+    main = Graph(helper, "turns.")
     (order,) = main.include(first.graph, "images", "glance.")
     batch = main.add("Slice", main.add("Shape", "images"), main.numbers(0), main.numbers(1))
     wide = main.add("Concat", batch, main.numbers(len(owner)), axis=0)
@@ -119,10 +119,10 @@ def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, sh
         for part, proto in enumerate(protos):
             mine = main.add("And", going, main.add("Equal", place, main.numbers(part)))
             some = main.add("ReduceMax", main.add("Cast", mine, to=kinds.INT32), keepdims=0)
-            run = _Graph(helper, f"turn{turn}.part{part}.")
+            run = Graph(helper, f"turn{turn}.part{part}.")
             found = _branch(run, proto.graph, f"part{part}.", mine, said, owner == part, more)
             main.initializers += run.initializers
-            skip = _Graph(helper, f"turn{turn}.skip{part}.")
+            skip = Graph(helper, f"turn{turn}.skip{part}.")
             same = [skip.add("Identity", one) for one in said]
             branches = [_subgraph(helper, kinds, *one) for one in ((run, found), (skip, same))]
             some = main.add("Cast", some, to=kinds.BOOL)
@@ -143,7 +143,7 @@ def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, sh
     return _model(onnx, main, held, shares, strangers)
 
 
-def _final(made: _Graph, limits: Tensor, known: str, logits: str, unknown: str | None = None) -> str:
+def _final(made: Graph, limits: Tensor, known: str, logits: str, unknown: str | None = None) -> str:
     """Which images' best answer so far is final, as from `assembly._turns.final`."""
     seen = made.add("Where", known, logits, made.constant(torch.tensor(-torch.inf)))
     best = made.add("ReduceMax", seen, made.numbers(1), keepdims=0)
@@ -155,7 +155,7 @@ def _final(made: _Graph, limits: Tensor, known: str, logits: str, unknown: str |
     return made.add("And", final, made.add("Less", answer, made.numbers(len(limits))))
 
 
-def _with_reject(made: _Graph, logits: str, unknown: str) -> str:
+def _with_reject(made: Graph, logits: str, unknown: str) -> str:
     """The logits with that of "none of these", as from `scaling._scale.with_reject`."""
     least, one = made.constant(torch.tensor(-torch.finfo(torch.float32).eps)), made.constant(torch.tensor(1.0))
     known = made.add("Min", unknown, least)
@@ -166,7 +166,7 @@ def _with_reject(made: _Graph, logits: str, unknown: str) -> str:
 
 
 def _branch(
-    made: _Graph, graph: Any, held: str, mine: str, said: Sequence[str], own: Tensor, more: Sequence[str]
+    made: Graph, graph: Any, held: str, mine: str, said: Sequence[str], own: Tensor, more: Sequence[str]
 ) -> list[str]:
     """A part's steps for some of the images: what is said of all then, with what it says of these."""
     places = torch.nonzero(own).flatten().tolist()
@@ -183,16 +183,16 @@ def _branch(
     return ends
 
 
-def _subgraph(helper: Any, kinds: Any, made: _Graph, ends: Sequence[str]) -> Any:
+def _subgraph(helper: Any, kinds: Any, made: Graph, ends: Sequence[str]) -> Any:
     outputs = [helper.make_tensor_value_info(name, kinds.FLOAT, None) for name in ends]
     return helper.make_graph(made.nodes, made.nodes[-1].name, [], outputs)
 
 
-def _inlined(onnx: Any, proto: Any) -> Any:
+def inlined(onnx: Any, proto: Any) -> Any:
     return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
 
 
-def _model(onnx: Any, main: _Graph, held: Sequence[tuple[Any, str]], shares: Any, strangers: bool) -> Any:
+def _model(onnx: Any, main: Graph, held: Sequence[tuple[Any, str]], shares: Any, strangers: bool) -> Any:
     """The whole model, with the weights of all its parts."""
     helper, (first, _) = onnx.helper, held[0]
     weights = list(main.initializers) + list(shares.graph.initializer)

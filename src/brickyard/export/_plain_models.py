@@ -15,11 +15,13 @@ from brickyard.base._messages import tidy
 from brickyard.base._records import ComponentManifest, Preprocessing
 from brickyard.component._component import Component
 from brickyard.component._familiarity import SHORTNESS, Familiarity
+from brickyard.export._plain_boxes import boxes_text
 from brickyard.export._plain_inputs import preprocessing_text, raw_text
 from brickyard.export._plain_network import GROUP, PlainNetwork
 from brickyard.export._spelling import joined, literal, wrapped
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import tensors_of
+from brickyard.outputs._detections import Detections
 from brickyard.outputs._kinds import OneOfMany, Outputs, Several
 from brickyard.outputs._outputs import find_outputs
 from brickyard.scaling._scale import owned, usual_energies
@@ -131,10 +133,16 @@ def component_content(component: Component) -> Content:
     network = PlainNetwork(component.network, component.manifest.input_shape)
     head, constants = _head(component)
     about = "The network; its layers have the names that they have in the source."
-    count = len(component.classes) + component.reject
+    boxes, shape = None, component.input_shape
+    count: int | str = len(component.classes) + component.reject
+    if isinstance(component.outputs, Detections) and component.outputs.boxes is not None:
+        boxes = component.outputs.boxes.of_task(len(component.classes))
+        count = f"{boxes.outputs}, places"
     text = _network_class(network, "Model", about, component.manifest.input_shape, [count], head)
     sides = len(component.input_shape) - 1
-    inputs = preprocessing_text(component.manifest.preprocessing, kind(component.network).dtype, sides)
+    how = component.manifest.preprocessing
+    inputs = preprocessing_text(how, kind(component.network).dtype, sides)
+    inputs += "" if boxes is None else f"\n\n{boxes_text(boxes, how, shape[1:])}"
     classes = _with_helpers([network], [component.manifest], [text])
     return Content(constants, inputs, classes, dict(tensors_of(component.network, "")))
 
@@ -154,7 +162,7 @@ def _network_class(
     name: str,
     about: str,
     shape: Sequence[int],
-    counts: Sequence[int],
+    counts: Sequence[int | str],
     head: Sequence[str] = (),
     reads_at: int | None = None,
 ) -> str:

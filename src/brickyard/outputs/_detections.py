@@ -23,7 +23,7 @@ MOST = 300  # boxes of an image, at most
 CANDIDATES = 4000  # of an image whose overlaps are compared, at most
 LARGEST = 4.0  # inputs: a box is cut off beyond
 _TINY = 1e-9
-_EXPONENT = 12.0  # of a size, at most: wider than any input
+EXPONENT = 12.0  # of a size, at most: wider than any input
 
 
 class Found(NamedTuple):
@@ -97,7 +97,7 @@ def _corners(numbers: Tensor, boxes: Boxes, sides: Sequence[int]) -> Tensor:
     cell, stride = cells(boxes.strides, sides, numbers)
     stride = stride.unsqueeze(1)
     if boxes.coding == "grid":
-        middle, size = (numbers[..., :2] + cell) * stride, numbers[..., 2:].clamp(max=_EXPONENT).exp() * stride
+        middle, size = (numbers[..., :2] + cell) * stride, numbers[..., 2:].clamp(max=EXPONENT).exp() * stride
         return torch.cat([middle - size / 2, middle + size / 2], -1)
     if boxes.coding == "bins":
         shares = numbers.unflatten(-1, (4, boxes.bins)).softmax(-1)
@@ -166,6 +166,13 @@ class Detections(Several):
         assert self.boxes is not None
         return decoded(logits, self.boxes, self.sides)
 
+    def bounded(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, with boxes cut off far beyond the input's sides."""
+        boxes, scores = self.decode(logits)
+        height, width = self.sides
+        low = boxes.new_tensor([-width * (LARGEST - 1), -height * (LARGEST - 1)] * 2)
+        return boxes.clamp(low, boxes.new_tensor([width * LARGEST, height * LARGEST] * 2)), scores
+
     def find(self, logits: Tensor, score: float = SCORE, iou: float = IOU, most: int = MOST) -> list[Found]:
         """The boxes in each image, in pixels of the network's input.
 
@@ -175,10 +182,7 @@ class Detections(Several):
             iou: The overlap from which two boxes of a class are one object.
             most: How many boxes an image has at most.
         """
-        boxes, scores = self.decode(logits)
-        height, width = self.sides
-        low = boxes.new_tensor([-width * (LARGEST - 1), -height * (LARGEST - 1)] * 2)
-        boxes = boxes.clamp(low, boxes.new_tensor([width * LARGEST, height * LARGEST] * 2))
+        boxes, scores = self.bounded(logits)
         return [self._found(*pair, score, iou, most) for pair in zip(boxes, scores, strict=True)]
 
     @staticmethod
