@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import brickyard as by
 from brickyard.testing import chain
 from errors import refused
-from misuse import assembly, component, evaluation, files, networks, options, relevance
+from misuse import assembly, component, detectors, evaluation, files, networks, options, relevance
 from misuse.networks import in_inference
 from misuse.untouched import untouched
 from misuse.world import DATA, Case, World, X, Y, make_world, plain, same, used_source
@@ -38,7 +38,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Lazy modules.*:UserWarning"),
 ]
 ROOT = Path(__file__).parent.parent.parent
-CASES = [case for rows in (networks, relevance, component, options, assembly, evaluation, files) for case in rows.CASES]
+CASES = [
+    case
+    for rows in (networks, relevance, component, options, assembly, evaluation, files, detectors)
+    for case in rows.CASES
+]
 
 
 # -- the check that nothing is touched ---------------------------------------------------------------------------
