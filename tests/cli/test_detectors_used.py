@@ -16,6 +16,7 @@ from PIL import Image
 import brickyard as by
 from brickyard.base._boxes import Boxes
 from brickyard.inputs import load_box_data
+from brickyard.outputs._outputs import find_outputs
 from brickyard.sources import load_source
 from brickyard.sources._resolve import answered, axes_of, fitted, preprocessing_of
 from brickyard.testing import Detector
@@ -143,7 +144,7 @@ def test_boxes_count_the_sources_classes_by_name(place: Path) -> None:
 def test_a_folder_of_photographs_is_labelled_by_the_detectors_own_boxes(place: Path) -> None:
     how = by.Preprocessing(size=(32, 32), fit="letterbox", channels=3)
     source = load_source(f"{place / 'net.py'}:tiny", boxes=Detector.boxes, preprocessing=how)
-    data = answered(source, place / "images", "boxes")
+    data = answered(source, place / "images", find_outputs("boxes"))
     assert data.labels.shape == (12, 4)
     with torch.no_grad():
         rows = source.model(torch.stack([image.float() / 255 for image in data.images]))

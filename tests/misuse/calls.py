@@ -28,7 +28,7 @@ from brickyard.network import fingerprint, fuse
 from brickyard.network._network import kind
 from brickyard.reports import model_card, report, write_report
 from brickyard.sources import Source, save_source
-from brickyard.testing import Residual, randomised, zeroed_output
+from brickyard.testing import Detector, Residual, randomised, zeroed_output
 from brickyard.training import accuracy, distil, train, train_source
 from brickyard.yard import Yard
 from misuse.world import DATA, X, Y
@@ -53,6 +53,10 @@ class Models:
     node_relevance: Any
     node_part: Any
     node_assembly: Any
+    detector: nn.Module
+    found: by.Relevance
+    objects: by.Component
+    all_objects: by.Assembly
     untrained: list[nn.Module]
     folder: Path
 
@@ -93,9 +97,13 @@ def make_models(folder: Path) -> Models:
     parts = [gnn.disassemble(nodes, located, task=task) for task in ([1, 3], [0])]
     whole = gnn.assemble(parts)
     several_assembly = by.assemble([several], scaling="none")
+    detector = Detector()
+    found = by.locate(detector, ROWS, outputs=detector.boxes, per_class=3)
+    objects = by.disassemble(detector, found, task=["1", "3"], budget=by.Budget(flops=0.8), select="l1")
+    all_objects = by.assemble([objects, by.disassemble(detector, found, task=["0"], heal="none")])
     return Models(
         *(source, relevance, component, other, loaded, assembly, cascade, several, several_assembly),
-        *(nodes, located, parts[0], whole, [randomised(Residual(2))], folder),
+        *(nodes, located, parts[0], whole, detector, found, objects, all_objects, [randomised(Residual(2))], folder),
     )
 
 
@@ -160,6 +168,14 @@ CALLS: dict[str, Callable[[Models], Any]] = {
     "Component.judge": lambda m: m.component.judge(X).verdicts(),
     "Component.strangeness": lambda m: m.component.strangeness(X),
     "Component.score": lambda m: m.component.score(X[Y == 1], ["1"] * 3),
+    "locate of a detector": lambda m: by.locate(m.detector, ROWS, outputs=m.found.boxes, per_class=2),
+    "disassemble of a detector": lambda m: by.disassemble(
+        m.detector, m.found, task=["1"], budget=by.Budget(flops=0.8), select="damage"
+    ),
+    "assemble detectors": lambda m: by.assemble([m.objects]),
+    "Component.detect": lambda m: m.objects.detect(X, score=0.1),
+    "Component.predict of a detector": lambda m: m.objects.predict(X),
+    "Assembly.detect": lambda m: m.all_objects.detect(X, score=0.1),
     "Component.fused": lambda m: m.component.fused(),
     "Component.renamed": lambda m: m.component.renamed({"3": "three"}),
     "Component.save": lambda m: m.component.save(m.place("part.safetensors")),
@@ -256,6 +272,7 @@ WITHOUT: dict[str, str] = {
                     "side_by_side",
                     "signals",
                     "unknown",
+                    "without_reject",
                 ]
             ),
             *(f"Component.{n}" for n in ["forward", "head", "judged", "logits", "look", "observe"]),
@@ -265,6 +282,7 @@ WITHOUT: dict[str, str] = {
             *(f"gnn.GraphNetwork.{n}" for n in ["forward", "steps", "walk"]),
             *(f"network.Network.{n}" for n in ["advance", "forward", "step", "taken", "walk"]),
             *("scaling.Gate.forward", *(f"testing.{n}.forward" for n in ("Residual", "Branches", "SqueezeExcite"))),
+            *("testing.Detector.forward", "Assembly.found", "Component.found"),
         ],
         FORWARD,
     ),

@@ -482,7 +482,7 @@ def test_other_versions_run_all(again, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("target", "calls"),
     [
-        ("brickyard.outputs._outputs.F.cross_entropy", 9),
+        ("brickyard.outputs._kinds.F.cross_entropy", 9),
         ("brickyard.relevance._locate.class_sums", 1),
         ("brickyard.relevance._locate.class_sums", 3),
         ("brickyard.component._disassemble.heal_network", 1),

@@ -143,7 +143,7 @@ def _located(
         source = resolve.source_of(spec, weights, names, how, **which)
         _check_task(task, source)
         kind = resolve.kind_of(source, options["outputs"])
-        images = resolve.answered(source, calibration, kind, *([check_savable] if cut else []))
+        images = resolve.answered(source, calibration, find_outputs(kind), *([check_savable] if cut else []))
         seen: list[int] | None = resolve.seen_in(images)
     elif data is not None:
         source, images = resolve.source_and_data(spec, data, weights, names, how, options["outputs"], **which)
@@ -201,6 +201,7 @@ def disassemble(
     """Cut a component for the given classes out of a source."""
     from brickyard.base._classes import parse_classes, task_classes
     from brickyard.component._disassemble import disassemble as cut
+    from brickyard.outputs._outputs import find_outputs
     from brickyard.relevance._locate import check_savable
     from brickyard.relevance._relevance import Relevance
 
@@ -227,7 +228,8 @@ def disassemble(
             kind: Any = {"outputs": found.outputs, "shape": found.input_shape}
             images = resolve.fitted(resolve.data_of(data, found.preprocessing, **kind), found.classes)
         elif calibration is not None:
-            images = shown = resolve.answered(replace(origin, classes=found.classes), calibration, found.outputs)
+            asked = replace(origin, classes=found.classes)
+            images = shown = resolve.answered(asked, calibration, find_outputs(found.outputs))
     elif data is None and calibration is None:
         raise OptionError(
             "option-needs-data", "disassemble needs images or relevances; give --data, --calibration or --relevance"

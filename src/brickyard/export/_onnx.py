@@ -420,10 +420,8 @@ def _compare(
             error = float((found - wanted).abs().max() / unit) if found.shape == wanted.shape else float("inf")
             if not error <= TOLERANCE:
                 shape = "x".join(map(str, images.shape))
-                return error, (
-                    f"onnxruntime's logits differ from torch's by {error:.1e} of the largest one on images of {shape}; "
-                    f"{TOLERANCE:.0e} is allowed"
-                )
+                why = f"onnxruntime's logits differ from torch's by {error:.1e} of the largest one on images of {shape}"
+                return error, f"{why}; {TOLERANCE:.0e} is allowed"
             if not float((shares - outputs.probabilities(found)).abs().max()) <= TOLERANCE:
                 return error, "its probabilities are not those of its logits"
             if strange is not None and not torch.allclose(told[0].double(), strange, rtol=NEAR, atol=NEAR):

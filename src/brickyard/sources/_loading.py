@@ -175,12 +175,7 @@ def quietly_loaded(
     place: Place | None = None,
 ) -> Source:
     """Do what `load_source` does, without saying what is assumed."""
-    spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
-    if not isinstance(spec, str):
-        raise OptionError(
-            "option-type",
-            f"a source must be a path or a text such as zoo:cnn, got {brief(spec)} of type {type(spec).__name__}",
-        )
+    spec = _text(spec)
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
     kind, place = _kind(spec), place or Place.of()
@@ -226,6 +221,16 @@ def quietly_loaded(
     ready = _run_once(source)
     place.put(ready.model)
     return ready
+
+
+def _text(spec: Any) -> str:
+    spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
+    if not isinstance(spec, str):
+        raise OptionError(
+            "option-type",
+            f"a source must be a path or a text such as zoo:cnn, got {brief(spec)} of type {type(spec).__name__}",
+        )
+    return spec
 
 
 @dataclass(frozen=True)

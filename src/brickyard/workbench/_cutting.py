@@ -17,6 +17,7 @@ from brickyard.component._component import Component
 from brickyard.component._disassemble import disassemble
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._reading import Wanted, of_files
+from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._locate import check_savable, located
 from brickyard.relevance._relevance import Relevance
 from brickyard.sources import _resolve as resolve
@@ -185,7 +186,7 @@ def _source_and_pictures(order: dict[str, Any]) -> tuple[Source, Shown]:
         if folder.is_dir():
             check_no_links(folder)
         kind = resolve.kind_of(source, None)
-        return source, Shown(resolve.answered(source, folder, kind, check_savable), None, guessed=True)
+        return source, Shown(resolve.answered(source, folder, find_outputs(kind), check_savable), None, guessed=True)
     return source, _sent(source, pictures["shown"], Path(order["folder"]))
 
 
@@ -198,7 +199,8 @@ def _sent(source: Source, shown: list[dict[str, Any]], folder: Path) -> Shown:
         place.mkdir()
         for number, path in enumerate(others):
             shutil.copyfile(path, place / f"{number:05}{Path(path).suffix}")
-        return Shown(resolve.answered(source, place, resolve.kind_of(source, None), check_savable), None, guessed=True)
+        kind = find_outputs(resolve.kind_of(source, None))
+        return Shown(resolve.answered(source, place, kind, check_savable), None, guessed=True)
     most = len(source.classes)
     if (label := max(item["label"] for item in known)) >= most:
         raise OptionError(
