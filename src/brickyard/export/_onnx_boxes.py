@@ -122,8 +122,10 @@ class Form:
 
     def batches(self, entry: Entry, given: Sequence[Tensor]) -> list[Tensor]:
         """Images for the check: one by one where the file takes one."""
-        every = [*entry.batches(), *given]
-        return [one[None] for batch in every for one in batch[:2]] if self.decode else every
+        if not self.decode:
+            return [*entry.batches(), *given]
+        singles = [one[None] for batch in given[1:] for one in batch]  # the first batch has one that comes again
+        return [*(batch[:1] for batch in entry.batches()), *singles]
 
     def expected(self, plain: Predictor, images: Sequence[Tensor]) -> list[tuple[Tensor, Any]]:
         """Images with what torch says of them."""
