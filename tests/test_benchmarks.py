@@ -19,6 +19,7 @@ NAMES = (
     "merged",
     "paper",
     "compression",
+    "detectors",
     "distillation",
     "graphs",
     "guards",

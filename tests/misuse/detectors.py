@@ -75,6 +75,7 @@ CASES = [
     Case("detectors: a score above one", lambda w: part().detect(X, score=1.5), "option-range", "score"),
     Case("detectors: no boxes at all", lambda w: part().detect(X, most=0), "option-range", "most"),
     Case("detectors: detect of a classifier", lambda w: w.component.detect(X), "option-conflict", "predict"),
+    Case("detectors: names are scored", lambda w: part().score(X, ["1"] * 12), "option-conflict", "evaluate"),
     Case("detectors: finetuned", lambda w: by.finetune(part(), (X, ROWS)), "option-wrong-object", "finetune"),
     Case("detectors: in padded form", lambda w: by.assemble([part()], form="padded"), "option-conflict", "form"),
 ]  # fmt: skip

@@ -322,7 +322,11 @@ class Predictor(Shown):
 
         Raises:
             DataError: The images cannot be used, a name is not one of the model's classes, or the counts differ.
+            OptionError: The model is a detector.
         """
+        if isinstance(self.outputs, Detections):
+            why = "score compares class names, and this is a detector"
+            raise OptionError("option-conflict", f"{why}; use brickyard.evaluate with images with boxes")
         if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
             raise DataError(
                 "data-type",
