@@ -343,15 +343,10 @@ def test_export_from_the_command_line(tmp_path) -> None:
 
 
 def detector() -> by.Component:
-    images, rows = (
-        torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2)),
-        torch.eye(4).repeat(2, 1).long(),
-    )
+    data = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2)), torch.eye(4).repeat(2, 1).long()
     how = by.Preprocessing(size=(32, 32), fit="letterbox", channels=3)
-    relevance = by.locate(Detector(), (images, rows), outputs=Detector.boxes, preprocessing=how, classes=list("abcd"))
-    return by.disassemble(
-        Detector(), relevance, task=["b", "d"], heal="none", budget=by.Budget(flops=1.0), select="mda"
-    )
+    found = by.locate(Detector(), data, outputs=Detector.boxes, preprocessing=how, classes=list("abcd"))
+    return by.disassemble(Detector(), found, task=["b", "d"], heal="none", budget=by.Budget(flops=1.0), select="mda")
 
 
 def test_the_page_runs(tmp_path, monkeypatch) -> None:
@@ -377,7 +372,7 @@ def test_the_page_runs(tmp_path, monkeypatch) -> None:
     )
     assert torch.equal(space["model"](space["preprocess"](DATA[0])), component.logits(DATA[0]))
     assert torch.equal(space["again"](DATA[0]), component(DATA[0]))
-    (found,) = animals.detect("picture.png", score=0.1)
+    (found,) = animals.detect(space["picture"].transpose(2, 0, 1)[None], score=0.1)
     assert len(found.labels) > 0
     assert [space["animals"][k] for k in space["classes"]] == [animals.classes[k] for k in found.labels.tolist()]
     assert np.allclose(space["boxes"], found.boxes.numpy(), atol=1e-3)
