@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import brickyard as by
 from brickyard.axes import trace
 from brickyard.evaluation import faithfulness, features
-from brickyard.export import export_html, export_module, export_onnx, torch_program
+from brickyard.export import export_html, export_onnx, torch_program
 from brickyard.outputs._detections import Detections
 from brickyard.reports import model_card, report
 from brickyard.surgery import cut
@@ -288,10 +288,8 @@ def test_what_a_detector_cannot_do_is_one_error(tmp_path: Any) -> None:
     for call in (
         lambda: by.disassemble(source, relevance, task=[0], heal="distil", minutes=0.01),
         lambda: by.disassemble(source, relevance, task=[0], budget=by.Budget(flops=0.9), select="taylor"),
-        lambda: by.assemble([part]),
         lambda: distil(part, images(), like="zoo:cnn?width=0.125"),
-        lambda: export_onnx(part, tmp_path / "part.onnx"),
-        lambda: export_module(part, tmp_path / "part.py"),
+        lambda: export_onnx(part, tmp_path / "part.onnx", int8=True, images=images()),
         lambda: export_html(part, tmp_path / "part.html"),
         lambda: torch_program(part),
         lambda: report([part]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +13,10 @@ from brickyard.assembly._assembly import Assembly
 from brickyard.axes._graph import trace
 from brickyard.base._errors import DataError
 from brickyard.base._frozen import Frozen
-from brickyard.base._messages import json_text, shown
+from brickyard.base._messages import shown
 from brickyard.component._component import Component
 from brickyard.evaluation._average_precision import Precision, average_precision, paired_drop
-from brickyard.evaluation._scores import Overlap, write_text
+from brickyard.evaluation._scores import Overlap, ScoreTable
 from brickyard.evaluation._sieve import Sieve, named
 from brickyard.inputs._batches import Images
 from brickyard.inputs._box_data import BoxData
@@ -59,7 +58,7 @@ class DetectorRow(Frozen):
     latency: dict[str, float] | None = None
 
 
-class DetectorScores(Frozen):
+class DetectorScores(ScoreTable):
     """The score table of a component or an assembly of detectors.
 
     Attributes:
@@ -89,23 +88,6 @@ class DetectorScores(Frozen):
             KeyError: There is no such row.
         """
         return {row.name: row for row in self.rows}[name]
-
-    def as_dict(self) -> dict[str, Any]:
-        """All values, ready for JSON."""
-        return self.model_dump(mode="json")
-
-    def remembered(self) -> dict[str, Any]:
-        """The values to keep with a model, under the name of the images: all but times, which are of one machine."""
-        rows = tuple(row.model_copy(update={"latency": None}) for row in self.rows)
-        return {self.data or "test images": self.model_copy(update={"rows": rows}).as_dict()}
-
-    def to_json(self, path: str | Path, *, overwrite: bool = True) -> Path:
-        """Write all values as JSON.
-
-        Raises:
-            FileError: The file exists and `overwrite` is false, or cannot be written.
-        """
-        return write_text(path, json_text(self.as_dict(), 1) + "\n", overwrite)
 
     def cells(self) -> list[list[str]]:
         """The table as text: a header, and one list per row."""

@@ -80,7 +80,49 @@ class Overlap(Frozen):
         return tuple(found)
 
 
-class Scores(Frozen):
+class ScoreTable(Frozen):
+    """What tables of scores share, whatever their rows tell.
+
+    Attributes:
+        title: What was scored.
+        rows: The rows.
+        notes: What is to be said of them.
+    """
+
+    title: str
+    rows: tuple[Any, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def told_of(self) -> str:
+        """What the images are called."""
+        return str(getattr(self, "data", "")) or "test images"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All values, ready for JSON."""
+        return self.model_dump(mode="json")
+
+    def remembered(self) -> dict[str, Any]:
+        """The values to keep with a model, under the name of the images: all but times, which are of one machine.
+
+        Example:
+            >>> from brickyard.evaluation._scores import Scores
+            >>> list(Scores(title="six digits", rows=(), data="digits/test").remembered())
+            ['digits/test']
+        """
+        rows = tuple(row.model_copy(update={"latency": None}) for row in self.rows)
+        return {self.told_of: self.model_copy(update={"rows": rows}).as_dict()}
+
+    def to_json(self, path: str | Path, *, overwrite: bool = True) -> Path:
+        """Write all values as JSON.
+
+        Raises:
+            FileError: The file exists and `overwrite` is false, or cannot be written.
+        """
+        return write_text(path, json_text(self.as_dict(), 1) + "\n", overwrite)
+
+
+class Scores(ScoreTable):
     """A score table.
 
     Attributes:
@@ -173,29 +215,6 @@ class Scores(Frozen):
         }
         known = [f"{name} {text}" for name, text in figures.items() if text]
         return f"{', '.join(known)}, on {row.images:,} {self.counted}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """All values, ready for JSON."""
-        return self.model_dump(mode="json")
-
-    def remembered(self) -> dict[str, Any]:
-        """The values to keep with a model, under the name of the images: all but times, which are of one machine.
-
-        Example:
-            >>> from brickyard.evaluation._scores import Scores
-            >>> list(Scores(title="six digits", rows=(), data="digits/test").remembered())
-            ['digits/test']
-        """
-        rows = tuple(row.model_copy(update={"latency": None}) for row in self.rows)
-        return {self.data or "test images": self.model_copy(update={"rows": rows}).as_dict()}
-
-    def to_json(self, path: str | Path, *, overwrite: bool = True) -> Path:
-        """Write all values as JSON.
-
-        Raises:
-            FileError: The file exists and `overwrite` is false, or cannot be written.
-        """
-        return write_text(path, json_text(self.as_dict(), 1) + "\n", overwrite)
 
     def to_csv(self, path: str | Path, *, overwrite: bool = True) -> Path:
         """Write the rows as CSV.
