@@ -205,7 +205,9 @@ CALLS: dict[str, Callable[[Models], Any]] = {
     "evaluation.features": lambda m: features(m.component, DATA),
     "export.export_html": lambda m: _files(export_html(m.component, m.place("part.html"))),
     "export.export_module": lambda m: _files(export_module(m.component, m.place("part.py"))),
+    "export.export_module of a detector": lambda m: _files(export_module(m.objects, m.place("objects.py"))),
     "export.export_onnx": lambda m: _files(export_onnx(m.component, m.place("part.onnx"))),
+    "export.export_onnx of a detector": lambda m: _files(export_onnx(m.objects, m.place("objects.onnx"))),
     "export.export_onnx, int8": lambda m: _files(
         export_onnx(m.component, m.place("part.onnx"), int8=True, images=X.repeat(9, 1, 1, 1))
     ),

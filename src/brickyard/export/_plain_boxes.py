@@ -111,8 +111,8 @@ def _decoding(boxes: Boxes) -> str:
     return _DECODED.format(
         outputs=boxes.outputs,
         count=count,
-        scores=f"{boxes.scores_at} : {boxes.scores_at + count}",
-        numbers=f"{boxes.boxes_at} : {boxes.boxes_at + boxes.box_outputs}",
+        scores=f"{boxes.scores_at}:{boxes.scores_at + count}",
+        numbers=f"{boxes.boxes_at}:{boxes.boxes_at + boxes.box_outputs}",
         sigmoid=sigmoid,
         objectness=objectness,
         corners=(_BINS.format(bins=boxes.bins) if boxes.coding == "bins" else "") + corners,
