@@ -279,6 +279,8 @@ def test_what_a_detector_cannot_do_is_one_error(tmp_path: Any) -> None:
     part = by.disassemble(source, relevance, task=[0, 2], heal="none", budget=by.Budget(flops=1.0), select="mda")
     with refused("option-conflict"):
         by.disassemble(source, relevance, task=[0, 2], reject=True)
+    with refused("option-conflict", "int8"):
+        export_onnx(part, tmp_path / "part.onnx", int8=True, images=images())
     with refused("option-wrong-object", "detector"):
         by.disassemble(source, relevance, task={"both": [0, 2]})
     with refused("option-conflict"):
@@ -289,7 +291,6 @@ def test_what_a_detector_cannot_do_is_one_error(tmp_path: Any) -> None:
         lambda: by.disassemble(source, relevance, task=[0], heal="distil", minutes=0.01),
         lambda: by.disassemble(source, relevance, task=[0], budget=by.Budget(flops=0.9), select="taylor"),
         lambda: distil(part, images(), like="zoo:cnn?width=0.125"),
-        lambda: export_onnx(part, tmp_path / "part.onnx", int8=True, images=images()),
         lambda: export_html(part, tmp_path / "part.html"),
         lambda: torch_program(part),
         lambda: report([part]),
