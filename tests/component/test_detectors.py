@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import brickyard as by
+from brickyard import BrickyardError
 from brickyard.axes import trace
 from brickyard.evaluation import faithfulness, features
 from brickyard.export import export_html, export_onnx, torch_program
@@ -322,3 +326,40 @@ def test_a_summary_and_a_card_tell_of_boxes() -> None:
     assert "pipeline_tag: object-detection" in card
     assert "model.detect(" in card
     assert "predict_proba" not in card
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": 4}, ["4 classes"]),
+        ({"classes": None}, ["None classes"]),
+        ({"strides": [2, 8]}, ["places"]),
+        ({"boxes_at": 3}, ["overlap"]),
+        ({"coding": "corners"}, ["strides"]),
+        (None, ["2 outputs"]),
+    ],
+)
+def test_files_whose_boxes_do_not_fit_are_refused(change: Any, words: list[str], tmp_path: Any) -> None:
+    source, relevance = located(SEPARATE)
+    part = by.disassemble(source, relevance, task=[0, 2], heal="none", budget=by.Budget(flops=1.0), select="mda")
+    path = part.save(tmp_path / "part.safetensors")
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in part.state_dict() if name.startswith("network.")}
+        text = dict(file.metadata())
+    ((key, value),) = [(key, json.loads(value)) for key, value in text.items() if "manifest" in value]
+    manifest = value["manifest"]
+    manifest["boxes"] = None if change is None else {**manifest["boxes"], **change}
+    save_file(tensors, path, {**text, key: json.dumps(value)})
+    with pytest.raises(BrickyardError) as caught:
+        by.load(path)
+    assert caught.value.code.startswith("file-"), caught.value
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_boxes_that_are_no_numbers_are_not_found() -> None:
+    kind = Detections().reading(by.Boxes(scores_at=4, boxes_at=0, coding="centre"), (3, 16, 16))
+    rows = torch.tensor(
+        [[8.0, 8.0, 4.0, 4.0, 0.9], [8.0, torch.nan, 4.0, 4.0, 0.9], [torch.inf, 8.0, torch.inf, 4, 0.9]]
+    )
+    (found,) = kind.find(rows.T[None])
+    assert found.boxes.tolist() == [[6.0, 6.0, 10.0, 10.0]]

@@ -178,6 +178,8 @@ class ComponentManifest(Frozen):
         if features is not None and features.classes > len(self.task):
             raise ValueError(f"features of {features.classes} classes for a task of {len(self.task)}")
         check_axes([axis.size for axis in self.axes.values()])
+        if self.boxes is not None and self.boxes.classes != len(self.source.classes):
+            raise ValueError(f"boxes of {self.boxes.classes} classes for the {len(self.source.classes)} of the source")
         if max(self.task) >= len(self.source.classes):
             raise ValueError(f"the task has classes beyond the {len(self.source.classes)} of the source")
         if tuple(k for group in self.groups for k in group) != self.task:

@@ -187,7 +187,7 @@ class Detections(Several):
 
     @staticmethod
     def _found(boxes: Tensor, scores: Tensor, score: float, iou: float, most: int) -> Found:
-        chosen = (scores > score).nonzero()
+        chosen = ((scores > score) & boxes.isfinite().all(1, keepdim=True)).nonzero()
         values = scores[chosen[:, 0], chosen[:, 1]]
         values, order = values.sort(descending=True, stable=True)
         values, chosen = values[:CANDIDATES], chosen[order[:CANDIDATES]]

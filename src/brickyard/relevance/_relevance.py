@@ -148,6 +148,9 @@ def _check_text(file: RelevanceFile) -> None:
         raise FileError("file-inconsistent", "it has an axis without channels")
     if set(file.thresholds) != set(Thresholds().as_dict()):
         raise FileError("file-inconsistent", f"its thresholds have unexpected names: {', '.join(file.thresholds)}")
+    if file.boxes is not None and file.boxes.classes != len(file.classes):
+        found = f"boxes of {file.boxes.classes} classes for {len(file.classes)} classes"
+        raise FileError("file-inconsistent", f"it has {found}")
     if any(k >= len(file.classes) for k in file.task) or not file.task:
         raise FileError("file-inconsistent", f"its task {file.task} does not fit {len(file.classes)} classes")
 
