@@ -74,6 +74,7 @@ class FromPicture(nn.Module):
         placed = to_picture(boxes, sides, self.model.preprocessings[0]).clamp(min=0).minimum(high)
         low = boxes[..., :2]
         boxes = torch.cat([low, torch.maximum(low, boxes[..., 2:])], -1)  # ONNX would turn boxes without extent over
+        scores = torch.where((boxes == boxes).all(-1, keepdim=True), scores, -1.0)  # as boxes of NaN are not found
         if scores[0].numel() > CANDIDATES:
             least = scores.flatten().topk(CANDIDATES).values.amin(0)
             scores = torch.where(scores >= least, scores, -1.0)
@@ -233,7 +234,7 @@ def _kept(wanted: Any, score: float, iou: float, most: int) -> tuple[Tensor, Ten
     """Places, classes and scores of all boxes that may be left after suppression, and which of them surely are."""
     ranked = wanted.scores.flatten().sort(descending=True).values
     least = max(score, float(ranked[CANDIDATES - 1]) if len(ranked) > CANDIDATES else 0.0)
-    chosen = (wanted.scores > least - NEAR).nonzero()
+    chosen = ((wanted.scores > least - NEAR) & wanted.boxes.isfinite().all(1, keepdim=True)).nonzero()
     values = wanted.scores[chosen[:, 0], chosen[:, 1]]
     values, order = values.sort(descending=True)
     places, labels = chosen[order].unbind(1)

@@ -23,7 +23,7 @@ def find(model, images, score={score}, iou={iou}, most={most}):
     boxes = boxes.clamp(boxes.new_tensor([{low}] * 2), boxes.new_tensor([{high}] * 2))
     found = []
     for own, sure in zip(boxes, scores):
-        chosen = (sure > score).nonzero()
+        chosen = ((sure > score) & own.isfinite().all(1, keepdim=True)).nonzero()
         values, order = sure[chosen[:, 0], chosen[:, 1]].sort(descending=True, stable=True)
         values, chosen = values[:{candidates}], chosen[order[:{candidates}]]
         places, classes = own[chosen[:, 0]], chosen[:, 1]
