@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Examples(Extension):
         """Read the docstring of an object."""
         if isinstance(obj, Function) and any(str(item.value).startswith("verb(") for item in obj.decorators):
             sys.path.insert(0, str(ROOT / "src"))
-            call = getattr(importlib.import_module(obj.module.path), obj.name)
+            call = attrgetter(obj.path.removeprefix(f"{obj.module.path}."))(importlib.import_module(obj.module.path))
             sys.path.pop(0)
             obj.parameters = Parameters(*map(_parameter, inspect.signature(call).parameters.values()))
             if obj.docstring is not None:
