@@ -212,7 +212,7 @@ def quietly_loaded(
     usual = None if told is not None else _usual(asked.boxes, found, input_shape)
     how = told or usual or found.how
     shape = _shape(how, text.input_shape or input_shape or found.shape)
-    if told is not None:
+    if told is not None and (text.input_shape or input_shape or found.shape) is not None:  # else locating checks it
         check_units(told, shape)
     names = tuple(asked.names or found.classes)
     source = Source(found.model, found.title, names, how, shape, text.scores, asked.output, boxes=asked.boxes)
