@@ -77,8 +77,11 @@ def writable(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+MOST_WITHIN = 6  # names that a word is a part of, which are told
+
+
 def near(word: str, known: Sequence[str]) -> str:
-    """Return a hint ("; did you mean ...?") for a word that resembles a known one, or is a part of just one, or "".
+    """Return a hint ("; did you mean ...?") for a word that resembles a known one, or is a part of a few, or "".
 
     Example:
         >>> from brickyard.base._messages import near
@@ -88,8 +91,9 @@ def near(word: str, known: Sequence[str]) -> str:
     if len(word) > MOST_WORD:
         return ""
     within = [name for name in known if word.casefold() in name.casefold()] if len(word) > 2 else []
-    if len(within) == 1 and len(within[0]) <= MOST_WORD:
-        return f"; did you mean {within[0]!r}?"
+    within = [name for name in within if len(name) <= MOST_WORD]
+    if 0 < len(within) <= MOST_WITHIN:
+        return f"; did you mean {' or '.join(map(repr, within))}?"
     found = get_close_matches(word, [name for name in known if len(name) <= MOST_WORD], 3, 0.6)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 

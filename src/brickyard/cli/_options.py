@@ -36,7 +36,7 @@ Output = Annotated[Path, Option("--output", "-o", help="Write the result to this
 Force = Annotated[bool, Option("--force", help="Overwrite the output if it exists.")]
 Names = Annotated[
     str | None,
-    Option("--class-names", help="Class names of the source: comma-separated, a .txt or .json file, or imagenet."),
+    Option("--class-names", help="Class names of the source: comma-separated, a .txt or .json file, imagenet or coco."),
 ]
 Split = Annotated[str, Option(help="Use this split unless --data names one.")]
 MaxImages = Annotated[int | None, Option(help="Use at most this many images per --data.", min=1)]

@@ -35,7 +35,7 @@ from brickyard.inputs._preprocessing import check_raw
 from brickyard.network._untouched import guarded
 from brickyard.storage._atomic import check_free, write_content
 
-INSTEAD = "export its components as .onnx or .py"
+INSTEAD = "use a file name that ends in .onnx or .py"
 IN_TITLE = 6  # names
 KINDS = ("one", "several")  # of outputs, whose answers the page's script can read
 

@@ -39,6 +39,7 @@ from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar, say, step
 
 FEW = 20  # images that say nothing about how good a source is
+FEWEST = 3  # of which a source answers none: wrong labels, or a wrong source
 FAR = 0.1  # below its known accuracy
 CANDIDATES = 20  # images that one of the most confident is chosen from, at most
 KEEP_BYTES = 1 << 28  # by default, sums are kept up to this size
@@ -184,7 +185,8 @@ def _warn(relevance: Relevance, counts: Tensor, known: float | None) -> None:
     seen = counts[counts[:, 1] >= FEW // 4]
     never = int((seen[:, 0] == 0).sum())
     by_chance = right <= asked * chance + 2 * math.sqrt(asked * chance * (1 - chance))
-    if asked < FEW or not (by_chance or never > len(seen) / 2):
+    none = right == 0 and asked >= FEWEST
+    if not none and (asked < FEW or not (by_chance or never > len(seen) / 2)):
         return
     found = f"no better than chance ({chance:.1%})" if by_chance else f"and none of {never} of {len(seen)} classes"
     warnings.warn(

@@ -46,6 +46,7 @@ from brickyard.sources._libraries import (
     network_options,
     seeded,
 )
+from brickyard.sources._names import COCO_CLASSES, coco_names
 from brickyard.sources._transformers import from_transformers
 from brickyard.sources._weights import SourceText, check_fit, fill, misfits, read_weights, renamed
 
@@ -323,7 +324,7 @@ def _run_once(source: Source) -> Source:
             ) from error
     count = rows_of(model, result, 2, source.output, Form(source.boxes)).shape[1]
     outputs = max(2, count) if source.boxes is None else source.boxes.sized(count).classes or 0  # one is of two classes
-    names = names or tuple(map(str, range(outputs)))
+    names = names or _of_coco(source, outputs) or tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise TaskError(
             "task-class-count",
@@ -332,6 +333,18 @@ def _run_once(source: Source) -> Source:
             f"{one_too_many(len(names), outputs)}",
         )
     return replace(source, classes=names)
+
+
+def _of_coco(source: Source, count: int) -> tuple[str, ...]:
+    """COCO's class names for a known family of detectors with as many classes, which is said; else none."""
+    if family_of(source.boxes) is None or count != COCO_CLASSES:
+        return ()
+    try:
+        names = tuple(coco_names())
+    except OptionError:  # without torchvision, classes have numbers
+        return ()
+    say(f"{source.name}: its {count} classes are taken for COCO's; --class-names (in Python classes=) changes that")
+    return names
 
 
 def _usual(boxes: Boxes | None, found: _Found, given: tuple[int, ...] | None) -> Preprocessing | None:

@@ -15,7 +15,8 @@ from brickyard.base._limits import foreign_json
 from brickyard.base._messages import first_line, told, writable
 from brickyard.runtime._progress import say
 
-IMAGENET = "imagenet"  # what stands for the names of its classes
+IMAGENET, COCO = "imagenet", "coco"  # what stands for the names of their classes
+COCO_CLASSES = 80
 MAX_BYTES = 16 << 20  # of a file of names
 _SYNSET = re.compile(r"(n\d{8})[\s,:]+(\S.*)")
 _NUMBERED = re.compile(r"(\d{1,7})(?:\s*[:;,\t]\s*|\s+)(\S.*)")
@@ -27,8 +28,8 @@ def class_names(given: str | Sequence[str] | None) -> list[str] | None:
     """The class names that a text or a list gives, in the order of the outputs; None where none were given.
 
     A text that is the path of a file is read: one name a line, or JSON (a list, a dictionary of names and indices, or a
-    configuration that holds one as `id2label`). "imagenet" stands for the names of ImageNet's 1,000 classes. Any other
-    text is names with commas between them.
+    configuration that holds one as `id2label`). "imagenet" stands for the names of ImageNet's 1,000 classes, "coco" for
+    those of COCO's 80. Any other text is names with commas between them.
 
     Raises:
         FileError: The file cannot be read, or holds no names.
@@ -48,6 +49,8 @@ def class_names(given: str | Sequence[str] | None) -> list[str] | None:
         say(f"{path.name}: {len(names):,} class names: {told(', '.join(names[:6]), 100)}")
     elif given == IMAGENET:
         names = imagenet_names()
+    elif given == COCO:
+        names = coco_names()
     else:
         names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
         if len(names) == 1 and names[0].lower().endswith((".txt", ".json")):
@@ -71,6 +74,17 @@ def imagenet_names() -> list[str]:
     """
     models = package("torchvision.models", "torchvision", "the names of ImageNet's classes")
     return list(models.get_model_weights("mobilenet_v2").DEFAULT.meta["categories"])
+
+
+def coco_names() -> list[str]:
+    """The names of the 80 classes of COCO that detectors know, as torchvision has them.
+
+    Raises:
+        OptionError: torchvision is missing.
+    """
+    models = package("torchvision.models", "torchvision", "the names of COCO's classes")
+    names = models.get_model_weights("fasterrcnn_resnet50_fpn").DEFAULT.meta["categories"]
+    return [name for name in names if name not in ("__background__", "N/A")]
 
 
 def _is_file(text: str) -> bool:
