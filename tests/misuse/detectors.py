@@ -57,6 +57,8 @@ def drawn(world: World) -> tuple[int, int]:
 
 
 CASES = [
+    Case("detectors: bins without distributions", lambda w: by.Boxes(scores_at=4, boxes_at=0, coding="bins"),
+         "option-boxes", "bins=1"),
     Case("detectors: boxes that are right", right, 100.0),
     Case("detectors: boxes elsewhere", lost, 100.0),
     Case("detectors: found and true counts differ", lambda w: average_precision(FOUND[:1], TRUTHS, NAMES),

@@ -474,6 +474,7 @@ async function openMaking(key) {
   try {
     const found = await (await ask(`/api/makings/${encodeURIComponent(key)}`)).json();
     brick = fresh();
+    $("choose").hidden = true;  // what it shows is of another brick, until this one is drawn
     remember(key);
     await openNew();
     if (shelf) restore(found.order);
@@ -538,7 +539,7 @@ function listenNew() {
   dropOn($("own-drop"), own, null);
   $("class-filter").addEventListener("input", drawClasses);
   $("join-button").addEventListener("click", join);
-  $("size").addEventListener("input", () => { brick.chosen = ready()[Number($("size").value)].size; drawWork(); drawSteps(); });
+  $("size").addEventListener("input", () => { if (!made()) return; brick.chosen = ready()[Number($("size").value)].size; drawWork(); drawSteps(); });
   window.addEventListener("resize", () => { if (made() && brick.step === "size") drawWork(); });
   $("brick-name").addEventListener("input", () => { brick.named = true; });
 }
