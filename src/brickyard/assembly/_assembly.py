@@ -403,16 +403,6 @@ class Assembly(Joined, Predictor):
         """The parts' logits before scaling, (batch, logits)."""
         return self.signals(images).logits
 
-    @property
-    def width(self) -> int:
-        """How many outputs it has, of each place if its parts are detectors."""
-        return len(self.classes_) + self.outputs.others
-
-    @property
-    def dims(self) -> int:
-        """Dimensions of its outputs: 2, or 3 for those of detectors' places."""
-        return 3 if isinstance(self.outputs, Detections) else 2
-
     def found(self, sides: tuple[int, ...], logits: Tensor, *how: Any) -> list[Found]:
         return found_among(self.outputs, sides, logits, *how)
 

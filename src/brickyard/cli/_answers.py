@@ -94,7 +94,7 @@ class Answers:
         import torch
 
         try:
-            judged = self.classifier.judge(torch.stack([one for _, one, _ in group]))
+            said = self._asked(torch.stack([one for _, one, _ in group]))
         except BrickyardError as error:
             if len(group) == 1:
                 self.left_out.append((group[0][0], error))
@@ -102,14 +102,25 @@ class Answers:
                 for one in group:
                     self._answer([one], draw)
             return
-        for (title, _, whole), chances, verdict in zip(group, judged.probabilities, judged.verdicts(), strict=True):
-            self.found.append(self._told(title, chances, verdict))
+        for (title, _, whole), own in zip(group, said, strict=True):
+            self.found.append(self._told(title, own))
             if draw is not None and whole is not None:
-                draw(title, whole, ", ".join(filter(None, self._cells(self.found[-1])[1:3])))
+                self._drawn(draw, title, whole)
 
-    def _told(self, title: str, chances: Tensor, verdict: Any) -> dict[str, Any]:
+    def _asked(self, images: Tensor) -> Sequence[Any]:
+        """What the model says to images of one shape, one by one, as `_told` takes it."""
+        judged = self.classifier.judge(images)
+        return list(zip(judged.probabilities, judged.verdicts(), strict=True))
+
+    def _drawn(self, draw: Draw, title: str, whole: Tensor) -> None:
+        """Draw the last answer on its image."""
+        draw(title, whole, ", ".join(filter(None, self._cells(self.found[-1])[1:3])))
+
+    def _told(self, title: str, said: Any) -> dict[str, Any]:
+        """An answer as data."""
         from brickyard.component._predictor import REJECT
 
+        chances, verdict = said
         names = (*self.classifier.classes, REJECT)
         best = chances.topk(min(self.top, len(chances)))
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)

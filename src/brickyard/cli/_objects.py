@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from brickyard.base._errors import BrickyardError
 from brickyard.base._messages import shown
 from brickyard.cli._answers import Answers, Drawing
 from brickyard.cli._output import table
@@ -34,28 +33,20 @@ class Objects(Answers):
     def _brought(self, image: Tensor) -> Tensor:
         return image  # boxes are told in pixels of the image as it is
 
-    def _answer(self, group: Sequence[tuple[str, Tensor, Tensor | None]], draw: Any) -> None:
-        import torch
+    def _asked(self, images: Tensor) -> Sequence[Any]:
+        return list(self.classifier.detect(images, **self.how))
 
-        try:
-            found = self.classifier.detect(torch.stack([one for _, one, _ in group]), **self.how)
-        except BrickyardError as error:
-            if len(group) == 1:
-                self.left_out.append((group[0][0], error))
-            else:
-                for one in group:
-                    self._answer([one], draw)
-            return
-        for (title, _, whole), own in zip(group, found, strict=True):
-            rows = zip(own.labels.tolist(), own.scores.tolist(), own.boxes.tolist(), strict=True)
-            names = self.classifier.classes
-            objects = [
-                {"class": names[k], "score": round(score, 6), "box": [round(side, 2) for side in box]}
-                for k, score, box in rows
-            ]
-            self.found.append({"image": title, "objects": objects})
-            if isinstance(draw, Drawing) and whole is not None:
-                draw.write(title, boxed(whole, objects, names))
+    def _told(self, title: str, said: Any) -> dict[str, Any]:
+        rows = zip(said.labels.tolist(), said.scores.tolist(), said.boxes.tolist(), strict=True)
+        objects = [
+            {"class": self.classifier.classes[k], "score": round(score, 6), "box": [round(side, 2) for side in box]}
+            for k, score, box in rows
+        ]
+        return {"image": title, "objects": objects}
+
+    def _drawn(self, draw: Any, title: str, whole: Tensor) -> None:
+        if isinstance(draw, Drawing):
+            draw.write(title, boxed(whole, self.found[-1]["objects"], self.classifier.classes))
 
     @property
     def text(self) -> str:

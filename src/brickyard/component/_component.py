@@ -128,16 +128,6 @@ class Component(Cut, Predictor):
         return self.manifest.reject
 
     @property
-    def width(self) -> int:
-        """How many outputs it has, of each place if it is a detector."""
-        return len(self.classes_) + self.outputs.others
-
-    @property
-    def dims(self) -> int:
-        """Dimensions of its outputs: 2, or 3 for those of a detector's places."""
-        return 2 if self.manifest.boxes is None else 3
-
-    @property
     def owners(self) -> tuple[tuple[int, ...], ...]:
         """For each class, the parts that have it, of which there is one."""
         return ((0,),) * len(self.classes)

@@ -148,7 +148,7 @@ def strangers_text(manifest: ComponentManifest | AssemblyManifest) -> str:
 
 def missing_texts(manifest: ComponentManifest) -> list[str]:
     """Say what assembling will refuse, or do less well, since it was not measured when the component was cut."""
-    if manifest.boxes is not None:  # which are not assembled
+    if manifest.boxes is not None:  # whose scores no scaling and no vote changes
         return []
     known = manifest.statistics
     refused = ["logit-mean"] * (known is None) + ["magnitude"] * (known is None or not known.magnitude)

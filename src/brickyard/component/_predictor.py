@@ -121,12 +121,12 @@ class Predictor(Shown):
     @property
     def width(self) -> int:
         """How many outputs it has, of each place if it is a detector."""
-        return len(self.classes_)
+        return len(self.classes_) + self.outputs.others
 
     @property
     def dims(self) -> int:
         """Dimensions of its outputs: 2, or 3 for those of a detector's places."""
-        return 2
+        return 3 if isinstance(self.outputs, Detections) else 2
 
     @property
     def preprocessings(self) -> Sequence[Preprocessing]:

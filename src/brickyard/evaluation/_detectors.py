@@ -97,19 +97,14 @@ class DetectorScores(ScoreTable):
             numbers = ["" if value is None else f"{value:,}" for value in (row.parameters, row.flops)]
             time = "" if row.latency is None else f"{row.latency['median_ms']:.2f} ms"
             table.append([row.name, f"{row.map50:.1f}", f"{row.map50_95:.1f}", drop, *numbers, time])
-        if len(self.rows) == 1:
-            table[-1][table[0].index("drop")] = "needs --source"
         return table
 
     def __str__(self) -> str:
-        table = self.cells()
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
-        ]
         each = ", ".join(f"{name} {value:.1f} of {self.objects[name]:,}" for name, value in self.per_class.items())
         count = f"scored on {self.rows[0].images:,} images with {sum(self.objects.values()):,} objects"
-        return "\n".join(shown(line, keep="") for line in (self.title, *lines, f"AP50: {each}", count, *self.notes))
+        return "\n".join(
+            shown(line, keep="") for line in (self.title, *self.laid_out(), f"AP50: {each}", count, *self.notes)
+        )
 
 
 def evaluate_detector(

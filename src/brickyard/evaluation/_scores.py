@@ -93,6 +93,20 @@ class ScoreTable(Frozen):
     rows: tuple[Any, ...]
     notes: tuple[str, ...] = ()
 
+    def cells(self) -> list[list[str]]:
+        """The table as text: a header, and one list per row."""
+        raise NotImplementedError
+
+    def laid_out(self) -> list[str]:
+        """The table in lines, with what to give for a drop where there is none."""
+        table = self.cells()
+        if all(row.drop is None for row in self.rows):
+            table[-1][table[0].index("drop")] = "needs --source"
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+        ]
+
     @property
     def told_of(self) -> str:
         """What the images are called."""
@@ -252,13 +266,7 @@ class Scores(ScoreTable):
         return table
 
     def __str__(self) -> str:
-        table = self.cells()
-        if all(row.drop is None for row in self.rows):
-            table[-1][table[0].index("drop")] = "needs --source"
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
-        ]
+        lines = self.laid_out()
         timed = next((row.latency for row in self.rows if row.latency), None)
         if timed:
             lines.append(

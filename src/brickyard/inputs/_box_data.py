@@ -22,7 +22,7 @@ from brickyard.inputs._box_table import BoxesFound, BoxTable, Truth, checked, sa
 from brickyard.inputs._box_voc import read_voc, voc_root
 from brickyard.inputs._box_yolo import read_yolo, yolo_files
 from brickyard.inputs._columns import saved_files, saved_folder, shards
-from brickyard.inputs._datasets import place_and_options
+from brickyard.inputs._datasets import chosen_images, place_and_options
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._pictures import MOST_WORKERS, Encodings
 from brickyard.inputs._preprocessing import sized
@@ -147,14 +147,7 @@ class BoxData(Dataset[tuple[Tensor, Truth]]):
         Raises:
             DataError: An index is out of range.
         """
-        chosen = torch.as_tensor(indices)
-        if chosen.dtype == torch.bool and chosen.shape == (len(self),):
-            chosen = chosen.nonzero().flatten()
-        chosen = chosen.long()
-        outside = chosen[(chosen < 0) | (chosen >= len(self))]
-        if len(outside):
-            there = f"images 0 to {len(self) - 1}" if len(self) else "no images"
-            raise DataError("data-index-out-of-range", f"{self.name} has {there}, got index {int(outside[0])}")
+        chosen = chosen_images(indices, len(self), self.name)
         part = BoxData(self._encodings, self._table, self._places, self.classes, self.name, self.left_out)
         part._rows = self._rows[chosen]
         return part

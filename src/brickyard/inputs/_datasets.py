@@ -36,6 +36,23 @@ from brickyard.inputs._tables import names_pictures, read_table, table_files
 from brickyard.inputs._taken import Taken
 
 
+def chosen_images(indices: Sequence[int] | Tensor, count: int, name: str) -> Tensor:
+    """Indices of some of so many images, given as such or as a mask.
+
+    Raises:
+        DataError: An index is out of range.
+    """
+    chosen = torch.as_tensor(indices)
+    if chosen.dtype == torch.bool and chosen.shape == (count,):
+        chosen = chosen.nonzero().flatten()
+    chosen = chosen.long()
+    outside = chosen[(chosen < 0) | (chosen >= count)]
+    if len(outside):
+        there = f"images 0 to {count - 1}" if count else "no images"
+        raise DataError("data-index-out-of-range", f"{name} has {there}, got index {int(outside[0])}")
+    return chosen
+
+
 class ImageData(Dataset[tuple[Tensor, Any]]):
     """Raw images with labels and class names.
 
@@ -139,14 +156,7 @@ class ImageData(Dataset[tuple[Tensor, Any]]):
         Raises:
             DataError: An index is out of range.
         """
-        chosen = torch.as_tensor(indices)
-        if chosen.dtype == torch.bool and chosen.shape == self.labels.shape[:1]:
-            chosen = chosen.nonzero().flatten()
-        chosen = chosen.long()
-        outside = chosen[(chosen < 0) | (chosen >= len(self))]
-        if len(outside):
-            there = f"images 0 to {len(self) - 1}" if len(self) else "no images"
-            raise DataError("data-index-out-of-range", f"{self.name} has {there}, got index {int(outside[0])}")
+        chosen = chosen_images(indices, len(self), self.name)
         return ImageData(self._store.at(chosen), self.labels[chosen], self.classes, self.name)
 
     def of_classes(self, classes: Sequence[int | str]) -> ImageData:
