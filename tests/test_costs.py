@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import brickyard as by
 from brickyard.axes._graph import trace
-from brickyard.healing import _heal, _streams
-from brickyard.healing._heal import Shown, heal_network
+from brickyard.healing import _places, _streams
+from brickyard.healing._heal import heal_network
+from brickyard.healing._places import Shown
 from brickyard.relevance._contribution import class_sums
 from brickyard.runtime._profiling import peak_memory
 from brickyard.surgery._join import cut
@@ -69,7 +70,7 @@ def test_the_refit_is_linear_in_images_and_its_memory_is_bounded(monkeypatch) ->
         heal_network(graph, keep, cut(graph, keep), Shown(list(images(count, 16).split(16))), "refit", 1e-3)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_heal, "FEWEST", 1 << 30)  # all positions
+        patch.setattr(_places, "FEWEST", 1 << 30)  # all positions
         counted = [flops(lambda count=count: refit(count)) for count in (32, 64, 96)]
     assert counted[2] - counted[1] == counted[1] - counted[0] > 0
     drawn = [flops(lambda count=count: refit(count)) for count in (32, 64, 96)]

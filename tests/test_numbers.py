@@ -22,7 +22,8 @@ from brickyard.axes._tracing import read_network
 from brickyard.base._errors import DataError
 from brickyard.base._options import TrainingOptions
 from brickyard.healing import _heal as healing
-from brickyard.healing._heal import Shown, heal_network
+from brickyard.healing._heal import heal_network
+from brickyard.healing._places import Shown
 from brickyard.relevance._contribution import ContributionSums, class_sums, contributions
 from brickyard.surgery._join import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
@@ -338,7 +339,7 @@ def as_it_is(model: nn.Module, example: Tensor) -> Graph:
 
 
 def error_of(graph, job, batches) -> Tensor:
-    """The squared error of each output of a layer in float64, behind what follows it up to a ReLU.
+    """The squared error of each output of a layer in float64, behind what follows it up to a nonlinearity.
 
     The steps that follow run as they are, in a copy of the network in float64.
     """
@@ -354,8 +355,7 @@ def error_of(graph, job, batches) -> Tensor:
                 goal = goal.index_select(job.mixing.channel_dim, torch.from_numpy(job.rows))
             values = {name: value.double() for name, value in ours.items() if isinstance(value, Tensor)}
             found = job.tail.run(network, layer(values[node.args[0].node]), values)
-            if job.tail.rectified:
-                goal, found = goal.relu(), found.relu()
+            goal, found = job.tail.behind(goal), job.tail.behind(found)
             total += (goal - found).square().movedim(job.mixing.channel_dim, 0).flatten(1).sum(1)
     return total
 

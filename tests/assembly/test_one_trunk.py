@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard.axes._graph import trace
-from brickyard.healing._heal import Shown
 from brickyard.healing._merging import Sibling, Trunk, common_ends
+from brickyard.healing._places import Shown
 from brickyard.testing import Residual
 from errors import refused
 from nets import randomised

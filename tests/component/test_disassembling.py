@@ -14,8 +14,9 @@ import brickyard as by
 from brickyard.axes._graph import trace
 from brickyard.healing import _heal as healing
 from brickyard.healing import _streams
-from brickyard.healing._heal import Shown, heal_network
+from brickyard.healing._heal import heal_network
 from brickyard.healing._more_images import copies_needed
+from brickyard.healing._places import Shown
 from brickyard.inputs._augment import with_copies
 from brickyard.network._identity import fingerprint
 from brickyard.runtime._profiling import count_flops, count_parameters

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from brickyard.axes._graph import trace
-from brickyard.healing import _heal, _streams
-from brickyard.healing._heal import Shown, heal_network
+from brickyard.healing import _heal, _places, _streams
+from brickyard.healing._heal import heal_network
+from brickyard.healing._places import Shown
 from brickyard.surgery._join import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 from errors import refused
@@ -30,7 +31,7 @@ def setup(make):
     return graph, {**graph.everything(), **keep}
 
 
-def refitted(graph, keep, shown: Shown, ridge: float | None = 1e-3, per_input: int = _heal.PER_INPUT):
+def refitted(graph, keep, shown: Shown, ridge: float | None = 1e-3, per_input: int = _places.PER_INPUT):
     network = cut(graph, keep)
     report = heal_network(graph, keep, network, shown, "refit", ridge, per_input)
     return network, report
@@ -97,7 +98,7 @@ def test_the_ridge_of_a_layer_is_the_one_that_serves_unseen_images_best(monkeypa
 
 
 def test_samples_are_drawn_for_each_image_alike_however_it_is_batched(monkeypatch) -> None:
-    monkeypatch.setattr(_heal, "FEWEST", 200)
+    monkeypatch.setattr(_places, "FEWEST", 200)
     graph, keep = setup(chain)
     numbers = []
     for size in (16, 7):

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import brickyard as by
 from brickyard.axes._graph import trace
 from brickyard.evaluation._faithfulness import masked
-from brickyard.healing._heal import Shown, heal_network
+from brickyard.healing._heal import heal_network
 from brickyard.healing._least_squares import Equations
+from brickyard.healing._places import Shown
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import fuse
 from brickyard.network._layer_types import LAYER_TYPES, layer_role, mixing_of

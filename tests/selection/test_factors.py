@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import brickyard as by
 from brickyard.axes._graph import trace
-from brickyard.healing._heal import Shown
+from brickyard.healing._places import Shown
 from brickyard.selection import _factors
 from brickyard.selection._damage import by_damage
 from brickyard.selection._factors import factored

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard.axes._graph import trace
-from brickyard.healing._heal import Shown, heal_network
+from brickyard.healing._heal import heal_network
+from brickyard.healing._places import Shown
 from brickyard.selection._curves import LEVELS, RIDGE, damage_curves, sensitivity
 from brickyard.selection._damage import by_damage
 from brickyard.selection._importance import CRITERIA, Evidence

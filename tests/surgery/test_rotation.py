@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard.axes._graph import Graph, trace
-from brickyard.healing._heal import Shown
+from brickyard.healing._places import Shown
 from brickyard.selection._turning import turned as in_principal_directions
 from brickyard.surgery._cost import CostModel
 from brickyard.surgery._join import cut

@@ -15,8 +15,8 @@ from brickyard.base._errors import DataError, OptionError
 from brickyard.base._history import UsedRecord
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import BATCHED, BATCHES
-from brickyard.healing._heal import Shown
 from brickyard.healing._more_images import copies_needed
+from brickyard.healing._places import Shown
 from brickyard.inputs._augment import with_copies
 from brickyard.inputs._batches import Images, warn_of_names
 from brickyard.inputs._content import as_bytes, marks

@@ -7,7 +7,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -34,7 +34,8 @@ from brickyard.component._calibration import Calibration, Judge, Pool, calibrati
 from brickyard.component._component import Component
 from brickyard.component._statistics import observed
 from brickyard.healing._distil import distil_network
-from brickyard.healing._heal import Shown, heal_network
+from brickyard.healing._heal import heal_network
+from brickyard.healing._places import Shown
 from brickyard.network._identity import weights_like
 from brickyard.network._network import Network, kind
 from brickyard.network._untouched import guarded
@@ -290,6 +291,7 @@ def _job(model: nn.Module, relevance: Relevance, given: DisassembleOptions) -> _
         raise OptionError(
             "option-needs-data", "heal='distil' is judged on images held back, and there are too few; give at least 3"
         )
+    images = replace(images, shown=images.shown.focused(choice.graph, choice.task))
     return _Job(choice, pool, images, images.shown.fit[0][:2])
 
 
@@ -347,6 +349,7 @@ def _choose(job: _Job) -> Selected:
         options["ridge"],
         job.shown.held,
         job.agreement,
+        job.shown.near,
     )
     return CRITERIA[options["select"]].select(evidence)
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from brickyard.axes._graph import OUTPUT, Axes, Axis
 from brickyard.base._errors import SurgeryError
 from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer
-from brickyard.healing._heal import Job, Sample, Tail
+from brickyard.healing._heal import Job, Sample
 from brickyard.healing._heal import refit as refit_layer
 from brickyard.healing._least_squares import HealReport
 from brickyard.healing._streams import Intercept
+from brickyard.healing._tail import Tail
 from brickyard.relevance._allocation import LayerRecord
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar

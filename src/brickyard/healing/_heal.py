@@ -11,10 +11,13 @@ target on images that no equation has seen.
 Where a ReLU follows, what matters is the error behind it: a value that both sides lose there may be anything. That
 error is lowered by repeating the same least squares with other targets (majorise and minimise): the source's value
 if that is positive; otherwise the copy's own if it is negative; otherwise zero. Each round minimises an upper bound.
+Other nonlinearities without jumps, such as SiLU, bend what they read less than it is: each number counts by the square
+of their mean slope between what it is and what it should be. Weighted least squares would need equations for every
+output; instead, the common ones give a direction, and the weighted error the length of the step.
 
-Finally, both sets of weights are compared in float64, output by output, behind the ReLU if one follows, on the images
-held back (or, without any, on those of the equations). An output whose error the refit did not lower keeps the weights
-that it was cut with.
+Finally, both sets of weights are compared in float64, output by output, behind the nonlinearity that follows, on the
+images held back (or, without any, on those of the equations). An output whose error the refit did not lower keeps the
+weights that it was cut with.
 
 moments: scales and shifts each output channel to the source's mean and variance.
 """
@@ -28,7 +31,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -36,40 +38,25 @@ from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError
 from brickyard.base._options import Heal
 from brickyard.healing._least_squares import Change, Equations, HealReport, Right
+from brickyard.healing._places import PER_INPUT, Draws, Shown
 from brickyard.healing._streams import Intercept, Stream, drawn, intercept_of, own_bias
+from brickyard.healing._tail import Tail, tail_of
 from brickyard.network._layer_types import find_mixing, mixing_of
-from brickyard.network._mixing import NORMS, Mixing
-from brickyard.network._network import Network, Node, Ref, refs
+from brickyard.network._mixing import Mixing
+from brickyard.network._network import Network, Node
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar
 from brickyard.surgery._plan import KeepSet, Part, positions
 
 _SAME = 1e-10  # a residual below this share of the target's energy is rounding
 _GAIN = 1e-6  # a refit that lowers an output's error by a smaller share is rounding
-_ADD = ("add", "iadd", "add_", "tensor_add")
-_RELU = ("relu", "relu_")
 _BLOCK = 1 << 12  # samples that are computed in float64 at once
+_FLAT = 1e-6  # what is missing, or a slope, below which there is none
+FURTHEST = 100.0  # ways that a step along one may be long
 ROUNDS = 3  # least squares with the targets of a ReLU, after the plain one
+BENT = 6  # the same for other nonlinearities
 RIDGE = 1e-3  # the prior's strength where no images are held back
 RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # strengths to choose from where some are
-PER_INPUT = 50  # samples for each input of a layer
-FEWEST = 4000  # samples, where there are that many
-MOST = 1 << 25  # numbers that a layer's samples may read
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Images to heal with, in batches.
-
-    Attributes:
-        fit: Those that equations are made from; preprocessed, (batch, channels, height, width) each.
-        held: Those that nothing is fitted to; may be empty.
-        seed: Seed of the positions that are drawn.
-    """
-
-    fit: Sequence[Tensor]
-    held: Sequence[Tensor] = ()
-    seed: int = 0
 
 
 def heal_network(
@@ -110,86 +97,12 @@ def heal_network(
             if method == "moments":
                 report.layers += _match_moments(job, sides[0], report)
             else:
-                draws = Draws(per_input, shown.seed + number)
-                fit, held = (side.sample(job, draws) for side in sides)
+                draws = (Draws(per_input, shown.seed + number, near) for near in shown.near)
+                fit, held = (side.sample(job, drawn) for side, drawn in zip(sides, draws, strict=True))
                 assert fit is not None
                 report.layers += refit(job, fit, held, ridge, report)
             advance(text=f"healing {job.name}")
     return report.summed_up()
-
-
-@dataclass(frozen=True)
-class Tail:
-    """What a layer's output goes through on its way to the next nonlinearity.
-
-    Attributes:
-        name: The value that is the layer's output.
-        steps: A batch norm, and a sum with a shortcut that is known by then; either, both, or none.
-        scale: What they multiply the layer's output by, (channels,).
-        rectified: Whether a ReLU follows.
-    """
-
-    name: str = ""
-    steps: tuple[Node, ...] = ()
-    scale: Tensor | None = None
-    rectified: bool = False
-
-    def run(self, network: Network, output: Tensor, values: Mapping[str, Any]) -> Tensor:
-        """What a network's steps make of a layer's output; no value is changed in place."""
-        name, found = self.name, {**values, self.name: output}
-        for step in self.steps:
-            if step.op == "function":
-                one, other = (found[ref.node] for ref in step.args)
-                found[step.name] = one + other
-            else:
-                found[step.name] = network.step(step, found)
-            name = step.name
-        result: Tensor = found[name]
-        return result
-
-    def at(self, network: Network, output: Tensor, added: Mapping[str, Tensor]) -> Tensor:
-        """The same for some of the layer's outputs, (outputs, N), and what is `added` to them, in their own type."""
-        value = output.T
-        for step in self.steps:
-            layer = network.layer(step.target) if step.op == "layer" else None
-            if isinstance(layer, NORMS):
-                numbers = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
-                mean, variance, weight, bias = (None if n is None else n.to(value.dtype) for n in numbers)
-                value = F.batch_norm(value, mean, variance, weight, bias, eps=layer.eps)
-            elif layer is None:
-                value = value + added[step.name].T.to(value.dtype)
-        return value.T
-
-
-def _tail(graph: Graph, network: Network, index: int, node: Node) -> Tail:
-    """The steps behind the layer at `index`, as far as they can be seen through."""
-    shape = graph.shapes[node.name].shape
-    known = {step.name for step in network.nodes[:index]}
-    seen = Tail(node.name)
-    fresh = not mixing_of(network.layer(node.target)).linear  # nothing has changed a convolution's output yet
-    name = node.name
-    while True:
-        users = [other for other in network.nodes if name in refs(other)]
-        if len(users) != 1:
-            return seen
-        (user,) = users
-        layer = network.layer(user.target) if user.op == "layer" else None
-        scale = seen.scale
-        if isinstance(layer, nn.ReLU) or (user.op == "function" and user.target in _RELU):
-            return replace(seen, rectified=True)
-        if isinstance(layer, NORMS) and fresh:
-            if layer.running_var is None or layer.weight is None or bool((layer.weight == 0).any()):
-                return seen
-            scale = layer.weight.detach() / (layer.running_var + layer.eps).sqrt()
-        elif user.op == "function" and user.target in _ADD and len(user.args) == 2 and not user.kwargs:
-            others = [value.node for value in user.args if isinstance(value, Ref) and value.node != name]
-            if len(others) != 1 or others[0] not in known or graph.shapes[user.name].shape != shape:
-                return seen
-        elif not isinstance(layer, nn.Identity | nn.Dropout):
-            return seen
-        fresh = fresh and isinstance(layer, nn.Identity | nn.Dropout)
-        seen = Tail(node.name, (*seen.steps, user), scale)
-        name = user.name
 
 
 _Runs = Sequence[tuple[int, Node]]
@@ -261,28 +174,9 @@ def job_of(graph: Graph, keep: KeepSet, network: Network, runs: _Runs, ranks: Ra
     index, node = runs[0]
     layer, once = network.layer(node.target), len(runs) == 1
     intercept = intercept_of(network, node) if once else own_bias(layer)
-    tail = _tail(graph, network, index, node) if once else Tail()
+    tail = tail_of(graph, network, index, node) if once else Tail()
     rows = _kept_rows(graph, keep, node.target)
     return Job(node.target, layer, intercept, tail, ranks, network, runs, rows)
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How many outputs of a layer to draw, and the seed of the draw."""
-
-    per_input: int
-    seed: int
-
-    def places(self, images: int, every: int, mixing: Mixing) -> Tensor:
-        """For each image, the same number of its `every` positions, in ascending order: (images, positions)."""
-        inputs = mixing.rows[0].numel()
-        wanted = min(max(self.per_input * inputs, FEWEST), MOST // (inputs * mixing.groups))
-        each = max(1, -(-wanted // max(1, images)))
-        if each >= every:
-            return torch.arange(every).expand(images, every)
-        generator = torch.Generator().manual_seed(self.seed)
-        drawn = [torch.randperm(every, generator=generator)[:each].sort().values for _ in range(images)]
-        return torch.stack(drawn)
 
 
 def reads(
@@ -299,7 +193,7 @@ def reads(
         draws: How many to draw.
     """
     every = stream.each(node, sizes)
-    places = draws.places(sum(stream.counts), every, mixing)
+    places = draws.places(sum(stream.counts), sizes, every, mixing)
     for start, count, values in zip(stream.starts, stream.counts, stream.before(index), strict=True):
         x = values[node.args[0].node]
         whole = x.numel() // x.shape[-1] if mixing.linear else len(x) * int(np.prod(sizes))
@@ -338,7 +232,7 @@ class Side:
         first, node = job.runs[0]
         sizes = self.source.sizes(node)
         every = self.source.each(node, sizes)
-        places = draws.places(self._images, every, job.mixing)
+        places = draws.places(self._images, sizes, every, job.mixing)
         found = []
         before = zip(
             self.copy.starts, self.copy.counts, self.copy.before(first), self.source.before(first), strict=True
@@ -443,7 +337,7 @@ def refit(job: Job, fit: Sample, held: Sample | None, ridge: float | None, repor
     right = equations.right(here.residual(None))
     if ridge is None:
         ridge = RIDGE if held is None else _best_ridge(equations, right, there)
-    found = _solved(equations, right, here, ridge, job.name, report)
+    found = _solved(equations, right, here, there, ridge, job.name, report)
     if found is None:
         return False
     change, report.ridges[job.name] = found
@@ -477,9 +371,9 @@ def _best_ridge(equations: Equations, right: Right, there: _Outputs) -> float:
 
 
 def _solved(
-    equations: Equations, right: Right, here: _Outputs, ridge: float, name: str, report: HealReport
+    equations: Equations, right: Right, here: _Outputs, there: _Outputs, ridge: float, name: str, report: HealReport
 ) -> tuple[Change, float] | None:
-    """The change of a layer, and the strength it took, with the targets of a ReLU where one follows."""
+    """The change of a layer, and the strength it took, with the targets of a nonlinearity where one follows."""
     found = equations.solve(right, ridge)
     if found is None:
         report.notes.append(f"layer {name!r}: its equations overflow or stayed singular; it was left as it was cut")
@@ -491,7 +385,19 @@ def _solved(
         found = after
     if found[1] > ridge:
         report.notes.append(f"layer {name!r}: its equations were singular; ridge {found[1]:g} was used")
-    return found
+    return (_bent(equations, here, there, found[0], ridge), found[1]) if here.bent else found
+
+
+def _bent(equations: Equations, here: _Outputs, there: _Outputs, plain: Change, ridge: float) -> Change:
+    """The change of a layer with the targets of a nonlinearity that is no ReLU, for outputs that come closer by it."""
+    found = plain
+    for _ in range(BENT):
+        after = equations.solve(equations.right(here.nearer(found)), ridge)
+        if after is None:
+            break
+        found = here.between(found, after[0])
+    worse = made_worse(there.errors(plain), there.errors(found)).reshape(plain.shift.shape)
+    return Change(*(torch.where(worse, one, other) for one, other in zip(plain, found, strict=True)))
 
 
 class _Outputs:
@@ -506,7 +412,7 @@ class _Outputs:
         self._plain += self._bias.to(sample.x.dtype).unsqueeze(1)
         scale = job.tail.scale
         self._scale = torch.ones_like(self._bias) if scale is None else scale.double()
-        self.rectified = job.tail.rectified
+        self.rectified, self.bent = job.tail.rectified, job.tail.bend is not None
 
     def right(self) -> bool:
         """Whether they already are what they should be."""
@@ -526,8 +432,42 @@ class _Outputs:
         residual: Tensor = (output - self._plain + missing).unflatten(0, (groups, -1))
         return residual
 
+    def nearer(self, change: Change) -> Tensor:
+        """Residuals that lead nearer behind the bend from where `change` has led, as `residual` counts them.
+
+        What is missing counts by the square of the mean slope of the bend on the way, as a share of the largest: an
+        error that the bend hides is none.
+        """
+        output, found = self._led(change)
+        missing, weight = self._weighed(found)
+        missing *= weight / weight.amax(1, keepdim=True).clamp(min=_FLAT)
+        missing /= self._scale.to(found.dtype).unsqueeze(1)
+        nearer: Tensor = (output - self._plain + missing).unflatten(0, (len(self._sample.x), -1))
+        return nearer
+
+    def between(self, change: Change, other: Change) -> Change:
+        """The change on the way from one to another, or beyond, with the least error by these weights."""
+        found = self._led(change)[1]
+        way = self._led(other)[1] - found
+        missing, weight = self._weighed(found)
+        sums = torch.stack([(weight * way * one).sum(1, dtype=torch.float64) for one in (missing, way)])
+        self._job.ranks.add(sums)
+        share = torch.where(sums[1] > 0, sums[0] / sums[1], 0.0).clamp(0, FURTHEST).reshape(change.shift.shape)
+        return Change(*(one + share * (last - one) for one, last in zip(change, other, strict=True)))
+
+    def _led(self, change: Change) -> tuple[Tensor, Tensor]:
+        """The layer's outputs with a change, and what the tail makes of them."""
+        output = self._plain + change.moved(self._sample.x)
+        return output, self._job.tail.at(self._job.network, output, self._sample.added)
+
+    def _weighed(self, found: Tensor) -> tuple[Tensor, Tensor]:
+        """What is missing to the goal, and the square of the mean slope of the bend on the way there."""
+        missing, tail = self._sample.goal - found, self._job.tail
+        rise = tail.behind(self._sample.goal) - tail.behind(found)
+        return missing, (rise / torch.where(missing.abs() < _FLAT, torch.inf, missing)).square()
+
     def errors(self, change: Change | None) -> Tensor:
-        """Squared errors of each output with `change`, in float64, behind the tail and its ReLU: (outputs,)."""
+        """Squared errors of each output with `change`, in float64, behind the tail and its bend: (outputs,)."""
         rows, shift = self._rows, self._bias
         if change is not None:
             rows, shift = rows + change.weight, shift + change.shift.flatten()
@@ -537,8 +477,7 @@ class _Outputs:
             output = (rows @ self._sample.x[:, :, some].double()).flatten(0, 1) + shift.unsqueeze(1)
             added = {name: value[:, some] for name, value in self._sample.added.items()}
             found, goal = self._job.tail.at(self._job.network, output, added), self._sample.goal[:, some].double()
-            if self.rectified:
-                found, goal = found.clamp(min=0), goal.clamp(min=0)
-            total += (goal - found).square().sum(1)
+            tail = self._job.tail
+            total += (tail.behind(goal) - tail.behind(found)).square().sum(1)
         self._job.ranks.add(total)
         return total

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
-from brickyard.healing._heal import PER_INPUT, Draws, Job, Sample, Shown, Side, job_of, refit, repairable
+from brickyard.healing._heal import Job, Sample, Side, job_of, refit, repairable
 from brickyard.healing._least_squares import HealReport
+from brickyard.healing._places import PER_INPUT, Draws, Shown
 from brickyard.network._layer_types import describe_layer, find_mixing, find_type
 from brickyard.network._network import Network, Node
 from brickyard.runtime._processes import Ranks

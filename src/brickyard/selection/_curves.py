@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brickyard.axes._graph import Axis, Graph
-from brickyard.healing._heal import Draws, Shown, reads
+from brickyard.healing._heal import reads
+from brickyard.healing._places import Draws, Shown
 from brickyard.healing._streams import Stream, copied, image_bytes, intercept_of
 from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
@@ -80,7 +81,7 @@ def damage_curves(graph: Graph, shown: Shown, keep: KeepSet, network: Network | 
     with torch.no_grad(), bar("measuring axes", len(axes)) as advance:
         stream = Stream(graph, copy, shown.fit)
         equations = {
-            node.target: _equations(stream, index, node, Draws(PER_INPUT, shown.seed + index))
+            node.target: _equations(stream, index, node, Draws(PER_INPUT, shown.seed + index, shown.near[0]))
             for index, node in readers
         }
         logits = _Logits(copy, _first(shown.held or shown.fit, MEASURED), answers_of(graph))

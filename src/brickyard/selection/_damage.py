@@ -18,7 +18,8 @@ from torch import Tensor
 from brickyard.axes._graph import Axis, Graph
 from brickyard.base._errors import OptionError
 from brickyard.base._options import Budget
-from brickyard.healing._heal import Shown, heal_network
+from brickyard.healing._heal import heal_network
+from brickyard.healing._places import Shown
 from brickyard.network._network import Network
 from brickyard.selection._budget import check_enough
 from brickyard.selection._curves import Curve, damage_curves

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
-from brickyard.healing._heal import Draws, Shown, reads
+from brickyard.healing._heal import reads
+from brickyard.healing._places import Draws, Shown
 from brickyard.healing._streams import Stream, own_bias
 from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._mixing import Mixing
@@ -75,7 +76,7 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, step: Callable[[int], in
         stream = Stream(graph, network, shown.fit)
         for index, node in nodes:
             layer = network.layer(node.target)
-            sizes, draws = _sizes(graph, node, layer), Draws(PER_INPUT, shown.seed + index)
+            sizes, draws = _sizes(graph, node, layer), Draws(PER_INPUT, shown.seed + index, shown.near[0])
             first = mixing_of(_empty(layer, 1).first)
             moments = _moments(reads(stream, index, node, first, sizes, draws), first)
             whole, heard = _whole(graph, keep, node.target, weights[node.target])

@@ -18,7 +18,7 @@ from brickyard.axes._graph import Graph
 from brickyard.base._checks import check_new
 from brickyard.base._errors import OptionError
 from brickyard.base._options import Budget
-from brickyard.healing._heal import Shown
+from brickyard.healing._places import Shown
 from brickyard.network._layer_types import find_mixing
 from brickyard.network._network import Network, iter_layers
 from brickyard.outputs._outputs import find_outputs
@@ -47,6 +47,7 @@ class Evidence:
         ridge: The prior of the refit that follows; None: the best for each layer.
         held: Preprocessed images that nothing is fitted to.
         agreement: On how many of these, as a share, a network gives the source's answer.
+        near: For a detector, where objects are in `batches` and in `held`: (images, rows, columns) each, up to 1.
     """
 
     graph: Graph
@@ -59,6 +60,7 @@ class Evidence:
     ridge: float | None = None
     held: Sequence[Tensor] = ()
     agreement: Callable[[Network], float] = lambda _: 1.0
+    near: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def relevances(evidence: Evidence) -> Tensor:
 @criterion("damage", help="what the refit cannot repair, measured on images held back; the most accurate", keeps=True)
 def damage(evidence: Evidence) -> Selected:
     """Channels whose loss the refit cannot repair."""
-    shown = Shown(evidence.batches, evidence.held, evidence.seed)
+    shown = Shown(evidence.batches, evidence.held, evidence.seed, evidence.near)
     if evidence.budget.agreement is not None:
         given = evidence.budget, evidence.ridge, evidence.agreement
         return by_agreement(evidence.graph, shown, evidence.outputs, *given)

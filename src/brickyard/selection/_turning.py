@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
-from brickyard.healing._heal import Shown
+from brickyard.healing._places import Shown
 from brickyard.network._network import Network, Ref
 from brickyard.surgery._rotation import Opened, Residual, opened, principal
 
