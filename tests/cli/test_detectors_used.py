@@ -235,7 +235,6 @@ def test_options_of_the_other_kind_are_refused(component: Path, place: Path, tmp
     data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
     part = by.disassemble(chain(), by.locate(chain(), data), task=["1", "3"]).save(tmp_path / "c.safetensors")
     assert "--score" in run("predict", part, picture, "--score", 0.4, code=1).stderr
-    assert "detector" in run("report", component, "-o", tmp_path / "r.html", code=1).stderr
     assert "detector" in run("export", component, "-o", tmp_path / "a.html", code=1).stderr
 
 

@@ -78,7 +78,9 @@ def test_from_an_empty_yard_to_a_brick_and_an_answer(page, tmp_path) -> None:
     expect(page.locator("#curve circle")).to_have_count(5)
     page.locator("#new [data-close]").click()
     expect(page.locator("#makings")).to_contain_text("1, 7, round: is made")  # the start page knows it, too
+    page.route("**/api/networks", lambda route: None)  # never answered: a size is chosen without it
     button("Choose a size: 1, 7, round").click()
+    expect(page.locator("#size")).to_be_visible()  # keys that are pressed before go nowhere
     page.locator("#size").press("Home")
     expect(page.locator("#size-text")).to_contain_text("of the source")
     smallest = page.locator("#size-text").inner_text()

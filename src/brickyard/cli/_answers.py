@@ -230,19 +230,11 @@ class Drawing:
         return name
 
 
-def as_picture(image: Tensor) -> Image.Image:
-    """A picture of PIL's from (channels, height, width), uint8 or in [0, 1]."""
-    import torch
-    from PIL import Image
-
-    if image.dtype != torch.uint8:
-        image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(image[:3].expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy())
-
-
 def drawn(image: Tensor, text: str) -> Image.Image:
     """A picture (channels, height, width), uint8 or in [0, 1], with a text below it."""
     from PIL import Image, ImageDraw, ImageFont
+
+    from brickyard.reports._drawn_boxes import as_picture
 
     picture = as_picture(image)
     longest = max(picture.size)

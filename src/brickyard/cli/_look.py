@@ -55,7 +55,7 @@ def evaluate(
     if parts[0].boxes is not None:
         check_effect(f"{file} is a detector, whose figures are written with --json", csv=csv)
     models: Any = [(file.name, scored.manifest)]
-    images: Any = _to_score(data, scored, split, max_images) or resolve.labelled_images(
+    images: Any = boxes_to_score(data, scored, split, max_images) or resolve.labelled_images(
         data, models, "--data", split, max_images, shared=True
     )
     if source and len(source) != len(parts):
@@ -76,7 +76,7 @@ def evaluate(
     return Result(scores.as_dict(), scores)
 
 
-def _to_score(specs: list[str], scored: Any, split: str, most: int | None) -> list[Any]:
+def boxes_to_score(specs: list[str], scored: Any, split: str, most: int | None) -> list[Any]:
     """For detectors, the images with boxes, whose classes are known by name; else nothing."""
     if scored.manifest.parts[0].boxes is None:
         return []

@@ -75,10 +75,9 @@ class Objects(Answers):
 
 def boxed(image: Tensor, objects: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Image.Image:
     """A picture (channels, height, width), uint8 or in [0, 1], with boxes, classes and scores on it."""
-    from brickyard.cli._answers import as_picture
-    from brickyard.reports._drawn_boxes import draw_boxes
+    from brickyard.reports._drawn_boxes import as_picture, draw_boxes, said_of
 
-    texts = [shown(f"{one['class']} {one['score']:.0%}", keep="") for one in objects]
+    texts = [said_of(one["class"], one["score"]) for one in objects]
     return draw_boxes(
         as_picture(image), [one["box"] for one in objects], texts, [names.index(one["class"]) for one in objects]
     )

@@ -119,14 +119,11 @@ def report(
     paths, specs = [*files, *(relevance or [])], source or []
     resolve.check_free(output, force, *paths, *specs, *(weights or []))
     items: list[Any] = [loaded(path) for path in files] + [loaded(path, Relevance) for path in relevance or []]
-    for item in items:
-        check_no_boxes(item, "report", "score it with evaluate, and see what it finds with `brickyard predict --draw`")
     if faithful and not (source and data and len(data) == 1):
         raise OptionError("option-requires-option", "--faithfulness needs --source and exactly one --data; give both")
     parts = [() if isinstance(item, Relevance) else item.manifest.parts for item in items]
     every = [part for own in parts for part in own]
-    models = [(path.name, item.manifest) for path, item in zip(paths, items, strict=True) if hasattr(item, "manifest")]
-    found = iter(resolve.labelled_images(data, models, "--data", split, max_images, shared=True) if data else [])
+    found = iter(_data_of_parts(data, paths, items, split, max_images) if data else [])
     images: list[Any] = []
     for item, own in zip(items, parts, strict=True):
         if isinstance(item, Relevance):
@@ -138,10 +135,35 @@ def report(
         else:
             mine = [next(found) for _ in own] if data else []
             known = any(one is not None for one in mine)
-            images.append(None if not known else mine if isinstance(item, Assembly) else mine[0])
+            alone = not isinstance(item, Assembly) or own[0].boxes is not None
+            images.append(None if not known else mine[0] if alone else mine)
     networks = resolve.models_of(specs, weights or [], [every[0] if every else None] * len(specs))
     names = [path.name for path in paths]
     measured = {"latency": latency, "including_calibration": including}
     write_report(output, items, names=names, data=images, sources=networks, title=title, overwrite=force, **measured)
     size = output.stat().st_size
     return Result({"report": str(output), "items": names, "bytes": size}, f"{output} ({size / 1e6:.2f} MB)")
+
+
+def _data_of_parts(
+    specs: Sequence[str], paths: Sequence[Path], items: Sequence[Any], split: str, most: int | None
+) -> list[Any]:
+    """The images of each part of the files; a detector's, those with boxes, which it has once for all its parts."""
+    from brickyard.cli._look import boxes_to_score
+
+    models = [(path.name, item) for path, item in zip(paths, items, strict=True) if hasattr(item, "manifest")]
+    count = sum(len(item.manifest.parts) for _, item in models)
+    if len(specs) not in (1, count):
+        why = f"{count} parts need --data once, or {count} times, got {len(specs)}"
+        raise OptionError("option-count", f"{why}; give it once, or once per part")
+    each = iter(specs if len(specs) == count else list(specs) * count)
+    asked = [(name, item, [next(each) for _ in item.manifest.parts]) for name, item in models]
+    plain = [row for row in asked if row[1].manifest.parts[0].boxes is None]
+    texts = list(specs) if len(specs) == 1 else [spec for *_, own in plain for spec in own]
+    known = [(name, item.manifest) for name, item, _ in plain]
+    rest = iter(resolve.labelled_images(texts, known, "--data", split, most, shared=True) if plain else [])
+    found: list[Any] = []
+    for _, item, own in asked:
+        boxes = boxes_to_score(list(dict.fromkeys(own)), item, split, most)
+        found += boxes * len(own) or [next(rest) for _ in own]
+    return found

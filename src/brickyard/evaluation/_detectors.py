@@ -89,6 +89,30 @@ class DetectorScores(ScoreTable):
         """
         return {row.name: row for row in self.rows}[name]
 
+    @property
+    def images(self) -> int:
+        """How many images were scored."""
+        return max((row.images for row in self.rows), default=0)
+
+    @property
+    def untried(self) -> tuple[str, ...]:
+        """The classes of which no object was in the images."""
+        return tuple(name for name, count in self.objects.items() if not count)
+
+    @property
+    def scope(self) -> str:
+        """How many images were scored, with how many objects."""
+        return f"scored on {self.images:,} images with {sum(self.objects.values()):,} objects"
+
+    @property
+    def brief(self) -> str:
+        """The figures of what was scored, in one line: those of the last row."""
+        if not self.rows:
+            return "no images scored"
+        row = self.rows[-1]
+        drop = "" if row.drop is None else f", drop {row.drop:+.1f}±{row.drop_error or 0:.1f}"
+        return f"mAP50 {row.map50:.1f}{drop}, on {row.images:,} images"
+
     def cells(self) -> list[list[str]]:
         """The table as text: a header, and one list per row."""
         table = [["", "mAP50", "mAP50:95", "drop", "parameters", "FLOPs", "latency"]]
@@ -101,9 +125,8 @@ class DetectorScores(ScoreTable):
 
     def __str__(self) -> str:
         each = ", ".join(f"{name} {value:.1f} of {self.objects[name]:,}" for name, value in self.per_class.items())
-        count = f"scored on {self.rows[0].images:,} images with {sum(self.objects.values()):,} objects"
         return "\n".join(
-            shown(line, keep="") for line in (self.title, *self.laid_out(), f"AP50: {each}", count, *self.notes)
+            shown(line, keep="") for line in (self.title, *self.laid_out(), f"AP50: {each}", self.scope, *self.notes)
         )
 
 
@@ -121,13 +144,13 @@ def evaluate_detector(
             f"a detector is scored on images with boxes, got {type(data).__name__}; give what "
             "brickyard.inputs.load_box_data returns",
         )
-    places = _places(model, data)
-    scored = _chosen(model, data, places, sieve)
-    truths = [_of_task(data.truth(index), places) for index in scored]
+    places = places_of(model, data)
+    scored = images_to_score(model, data, places, sieve)
+    truths = [of_task(data.truth(index), places) for index in scored]
     step(f"evaluate: {len(scored):,} images with {sum(len(one.labels) for one in truths):,} objects of the task")
     found, sizes, own = {}, {}, "component" if isinstance(model, Component) else "assembled"
     if all(source is not None for source in sources):
-        found["restricted"] = _of_sources(model, sources, data, scored, options["batch_size"])
+        found["restricted"] = find_with_sources(model, sources, data, scored, options["batch_size"])
         every = {part.source.sha256: part.source for part in model.manifest.parts}.values()
         sizes["restricted"] = sum(one.parameters for one in every), sum(one.flops for one in every)
     found[own] = _of_model(model, data, scored, options["batch_size"])
@@ -154,7 +177,7 @@ def evaluate_detector(
     )
 
 
-def _places(model: Component | Assembly, data: BoxData) -> Tensor:
+def places_of(model: Component | Assembly, data: BoxData) -> Tensor:
     """For each class of the data, the model's class or -1: by name, or by number where the source's have no names.
 
     Raises:
@@ -172,7 +195,7 @@ def _places(model: Component | Assembly, data: BoxData) -> Tensor:
     return torch.tensor(found)
 
 
-def _chosen(model: Component | Assembly, data: BoxData, places: Tensor, sieve: Sieve) -> list[int]:
+def images_to_score(model: Component | Assembly, data: BoxData, places: Tensor, sieve: Sieve) -> list[int]:
     """The images to score, of which some were perhaps used."""
     own = data.presence[:, places >= 0].any(1)
     if not bool(own.any()):
@@ -185,7 +208,7 @@ def _chosen(model: Component | Assembly, data: BoxData, places: Tensor, sieve: S
     return [int(index) for index in fresh]
 
 
-def _of_task(truth: Truth, places: Tensor) -> Truth:
+def of_task(truth: Truth, places: Tensor) -> Truth:
     """The objects of the model's classes, numbered as these."""
     labels = places[truth.labels]
     own = labels >= 0
@@ -203,7 +226,7 @@ def _of_model(model: Component | Assembly, data: BoxData, chosen: Sequence[int],
     return found
 
 
-def _of_sources(
+def find_with_sources(
     model: Component | Assembly,
     sources: Sequence[nn.Module | None],
     data: BoxData,

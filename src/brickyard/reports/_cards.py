@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._doubts import doubts
@@ -18,13 +18,17 @@ from brickyard.base._errors import OptionError
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._describe import agreement_text, decision_text, merged_text, selection_text, share_text
-from brickyard.evaluation._scores import Scores
+from brickyard.evaluation._detectors import DetectorRow, DetectorScores
+from brickyard.evaluation._scores import Row, Scores
 from brickyard.reports._templates import card_environment, markdown
+
+Table = Scores | DetectorScores
+MOST_PER_CLASS = 100
 
 
 def model_card(
     model: Component | Assembly,
-    scores: Scores | Mapping[str, Scores] | None = None,
+    scores: Table | Mapping[str, Table] | None = None,
     license: str | None = None,
     *,
     title: str | None = None,
@@ -67,7 +71,7 @@ def model_card(
         raise OptionError(
             "option-count", f"{len(names)} names were given for {len(parts)} parts; give one per part, or none"
         )
-    tables = {"": scores} if isinstance(scores, Scores) else dict(scores or stored(manifest)[0])
+    tables = {"": scores} if isinstance(scores, Table) else dict(scores or stored(manifest)[0])
     title = title or _title(manifest)
     template = card_environment().get_template("card.md.jinja")
     found: str = template.render(
@@ -94,19 +98,22 @@ def model_card(
     return found
 
 
-def stored(manifest: ComponentManifest | AssemblyManifest) -> tuple[dict[str, Scores], dict[str, Any]]:
+_TABLE: TypeAdapter[Table] = TypeAdapter(Table)
+
+
+def stored(manifest: ComponentManifest | AssemblyManifest) -> tuple[dict[str, Table], dict[str, Any]]:
     """The score tables that a manifest has, by name, and what it has as scores that is no such table."""
-    tables: dict[str, Scores] = {}
+    tables: dict[str, Table] = {}
     others: dict[str, Any] = {}
     for name, value in manifest.scores.items():
         try:
-            tables[name] = Scores.model_validate(value)
+            tables[name] = _TABLE.validate_python(value)
         except ValidationError:
             others[name] = value
     return tables, others
 
 
-def score_table(scores: Scores) -> str:
+def score_table(scores: Table) -> str:
     """Format a score table as Markdown."""
     header, *rows = scores.cells()
     kept = [k for k in range(len(header)) if k == 0 or any(row[k] for row in rows)]
@@ -124,7 +131,7 @@ def _title(manifest: ComponentManifest | AssemblyManifest) -> str:
 
 
 def _front_matter(
-    title: str, parts: Sequence[ComponentManifest], tables: Mapping[str, Scores], license: str | None, data: str | None
+    title: str, parts: Sequence[ComponentManifest], tables: Mapping[str, Table], license: str | None, data: str | None
 ) -> str:
     import yaml
 
@@ -139,20 +146,25 @@ def _front_matter(
     if tables:
         row = list(tables.values())[-1].rows[-1]  # the model itself
         name = data or list(tables.values())[-1].data or _located_with(parts)
-        metrics = [{"type": "accuracy", "name": "accuracy (%)", "value": round(row.accuracy, 4)}]
-        metrics.append({"type": "accuracy", "name": "mean over classes (%)", "value": round(row.class_accuracy, 4)})
-        if row.auroc is not None:
-            metrics.append({"type": "roc_auc", "name": "AUROC (%)", "value": round(row.auroc, 4)})
         result = {
-            "task": {"type": "image-classification", "name": "Image classification"},
+            "task": {"type": kind, "name": kind.replace("-", " ").capitalize()},
             "dataset": {"type": _slug(name), "name": name},
-            "metrics": metrics,
+            "metrics": _metrics(row),
         }
         value["model-index"] = [{"name": title, "results": [result]}]
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
     if not text.replace("\n", "").isprintable():  # YAML takes marks that turn the direction of writing for letters
         text = yaml.safe_dump(value, sort_keys=False, width=1000)
     return text
+
+
+def _metrics(row: Row | DetectorRow) -> list[dict[str, Any]]:
+    if isinstance(row, DetectorRow):
+        found = [("map", "mAP50 (%)", row.map50), ("map", "mAP50:95 (%)", row.map50_95)]
+    else:
+        found = [("accuracy", "accuracy (%)", row.accuracy), ("accuracy", "mean over classes (%)", row.class_accuracy)]
+        found += [] if row.auroc is None else [("roc_auc", "AUROC (%)", row.auroc)]
+    return [{"type": kind, "name": name, "value": round(value, 4)} for kind, name, value in found]
 
 
 def _located_with(parts: Sequence[ComponentManifest]) -> str:
@@ -187,11 +199,19 @@ def _described(part: ComponentManifest, name: str) -> tuple[str, ComponentManife
     )
 
 
-def _table(name: str, scores: Scores) -> dict[str, Any]:
+def _table(name: str, scores: Table) -> dict[str, Any]:
     return {
         "name": name,
         "markdown": Markup(score_table(scores)),
         "images": scores.images,
         "timed": next((row.latency for row in scores.rows if row.latency), None),
         "notes": scores.notes,
+        "per_class": _per_class(scores) if isinstance(scores, DetectorScores) else "",
     }
+
+
+def _per_class(scores: DetectorScores) -> Markup:
+    """The precision of each class as Markdown, the lowest ones where there are many."""
+    rows = sorted(scores.per_class.items(), key=lambda pair: pair[1])[:MOST_PER_CLASS]
+    lines = [f"| {markdown(name)} | {value:.1f} | {scores.objects.get(name, 0):,} |" for name, value in rows]
+    return Markup("\n".join(["| class | AP50 | objects |", "|---|---|---|", *lines])) if rows else Markup("")

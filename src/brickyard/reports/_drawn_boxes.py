@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from brickyard.base._errors import DataError
-from brickyard.base._messages import tidy
+from brickyard.base._messages import shown, tidy
 from brickyard.base._notebook import COLOURS
 
 LEAST_SIDE = 360  # pixels: a picture whose longer side is shorter is enlarged, since no text could be read on it
@@ -39,6 +40,18 @@ def class_colour(k: int) -> Colour:
 
 def _mixed(value: int, to: int, share: float) -> int:
     return round(value + (to - value) * share)
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """A picture of PIL's from (channels, height, width), uint8 or in [0, 1]."""
+    if image.dtype != torch.uint8:
+        image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(image[:3].expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def said_of(name: str, score: float | None) -> str:
+    """What is said of a box: its class and, if there is one, its score."""
+    return shown(name if score is None else f"{name} {score:.0%}", keep="")
 
 
 def draw_boxes(picture: Image.Image, boxes: Any, texts: Sequence[str], labels: Sequence[int]) -> Image.Image:

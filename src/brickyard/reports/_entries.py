@@ -16,11 +16,11 @@ from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
 from brickyard.evaluation._evaluate import evaluate
 from brickyard.evaluation._faithfulness import Faithfulness, faithfulness
-from brickyard.evaluation._scores import Scores
 from brickyard.evaluation._sieve import Sieve
 from brickyard.relevance._relevance import Relevance
 from brickyard.reports._answers import Answers, answers_of
-from brickyard.reports._cards import stored
+from brickyard.reports._cards import Table, stored
+from brickyard.reports._finds import Finds, finds_of
 from brickyard.reports._routes import MOST_CLASSES, Routes, routes
 
 Item = Component | Assembly | Relevance
@@ -39,9 +39,10 @@ class Entry:
     name: str
     item: Item
     images: Any = None
-    scores: dict[str, Scores] = field(default_factory=dict)
+    scores: dict[str, Table] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
     answers: Answers | None = None
+    finds: Finds | None = None
     routes: Routes | None = None
     faithful: tuple[Faithfulness, ...] = ()
 
@@ -54,6 +55,12 @@ class Entry:
         """Those that it answers with, or that were located."""
         item = self.item
         return tuple(item.classes[k] for k in item.task) if isinstance(item, Relevance) else item.classes
+
+    @property
+    def detects(self) -> bool:
+        """Whether it is of a detector."""
+        item = self.item
+        return (item.boxes if isinstance(item, Relevance) else item.manifest.parts[0].boxes) is not None
 
     @property
     def parts(self) -> tuple[ComponentManifest, ...]:
@@ -78,7 +85,7 @@ def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequenc
         if not isinstance(item, Component | Assembly | Relevance):
             raise OptionError(
                 "option-wrong-object",
-                f"a report shows components, assemblies and relevances of image classifiers, got "
+                f"a report shows components, assemblies and relevances of image classifiers and detectors, got "
                 f"{type(item).__name__}{_OTHERS if type(item).__module__.startswith('brickyard.gnn') else ''}",
             )
         entry = Entry(place + 1, "", item, None if data is None else data[place])
@@ -117,9 +124,11 @@ def score(
         "measured for this page": evaluate(item, entry.images, source=source, **options),
         **entry.scores,
     }
-    entry.answers = answers_of(
-        item, entry.images, most_bytes, Sieve.of(item.manifest, options["including_calibration"])
-    )
+    sieve = Sieve.of(item.manifest, options["including_calibration"])
+    if entry.detects:
+        entry.finds = finds_of(item, entry.images, own, most_bytes, sieve)
+    else:
+        entry.answers = answers_of(item, entry.images, most_bytes, sieve)
 
 
 def find_routes(

@@ -96,8 +96,8 @@ class Point:
 _KINDS = {"base": "the sources of {}", "restricted": "the sources of {} on the same classes"}
 
 
-def points(found: Sequence[Point]) -> dict[str, Any]:
-    """Plot accuracy against parameters: dots with tags for files and parts, rings for sources."""
+def points(found: Sequence[Point], measure: str = "accuracy") -> dict[str, Any]:
+    """Plot a measure against parameters: dots with tags for files and parts, rings for sources."""
     width, height, left, top, right, foot = 560, 300, 44, 16, 22, 44
     logs = [math.log10(point.parameters) for point in found]
     pad = max(0.08, 0.08 * (max(logs) - min(logs)))
@@ -121,6 +121,7 @@ def points(found: Sequence[Point]) -> dict[str, Any]:
     step = next(s for s in (1, 2, 5, 10, 20, 25) if (100 - floor) / s <= 6)
     order = ("base", "restricted", "part", "own")  # what matters most lies on top
     return {
+        "measure": measure,
         "spoken": "; ".join(
             f"{tidy(p.name)}: {p.accuracy:.1f} % with {p.parameters:,} parameters" for p in found if p.kind == "own"
         ),

@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from brickyard._version import __version__
-from brickyard.base._boxes import check_no_boxes
 from brickyard.base._checks import given_path
 from brickyard.base._notebook import COLOURS
 from brickyard.network._identity import fingerprint
@@ -42,7 +41,8 @@ def report(
     Args:
         items: Components, assemblies and relevances.
         names: Display names, one per item; default: "component 1" and so on.
-        data: One entry per item, or None: labelled test images for scoring it, as for `evaluate`. For relevances whose
+        data: One entry per item, or None: labelled test images for scoring it, as for `evaluate`;
+            for detectors, images with boxes. For relevances whose
             source is given: images for measuring their routes.
         sources: Sources; each is used for the parts and relevances derived from it.
         title: Title of the page.
@@ -68,8 +68,6 @@ def report(
         (True, True)
     """
     entries = entries_of(items, names, data)
-    for item in items:
-        check_no_boxes(item, "report", "score it with evaluate, and see what it finds with `brickyard predict --draw`")
     known = {fingerprint(source): source for source in sources}
     most_bytes = PICTURES // max(1, sum(entry.images is not None for entry in entries))
     for entry in entries:

@@ -10,12 +10,13 @@ from torch import Tensor
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._messages import tidy
 from brickyard.component._component import Component
-from brickyard.evaluation._scores import Scores
+from brickyard.evaluation._detectors import DetectorScores
 from brickyard.relevance._relevance import Relevance
+from brickyard.reports._cards import Table
 from brickyard.reports._entries import Entry, listed
 from brickyard.reports._figures import heat_map, routes_figure
 from brickyard.reports._routes import Routes, Station
-from brickyard.reports._summary import accuracy_plot, costs
+from brickyard.reports._summary import costs, score_plots
 
 CELLS = 1_200_000  # of all heat maps together: about a byte each in the page
 WIDE, NARROW = 512, 24  # columns of one heat map, at most and at least
@@ -40,7 +41,7 @@ def _overview(entries: Sequence[Entry]) -> Found:
     found = {
         "rows": entries if len(entries) > 1 else [],
         "costs": costs(entries),
-        "plot": accuracy_plot(entries, listed(entries)),
+        "plots": score_plots(entries, listed(entries)),
     }
     return found if any(found.values()) else None
 
@@ -49,6 +50,7 @@ def _scores(entries: Sequence[Entry]) -> Found:
     return [
         {
             "entry": entry,
+            "detects": entry.detects,
             "tables": [_score_table(name, scores) for name, scores in entry.scores.items()],
             "other": list(entry.other.items()),
         }
@@ -56,7 +58,7 @@ def _scores(entries: Sequence[Entry]) -> Found:
     ]
 
 
-def _score_table(name: str, scores: Scores) -> Found:
+def _score_table(name: str, scores: Table) -> Found:
     header, *rows = scores.cells() if scores.rows else [[""]]
     kept = [place for place in range(len(header)) if place == 0 or any(row[place] for row in rows)]
     per_class = list(scores.per_class.items())
@@ -69,6 +71,7 @@ def _score_table(name: str, scores: Scores) -> Found:
         "notes": ([] if scores.scope in scores.notes or not rows else [scores.scope]) + list(scores.notes[-10:]),
         "per_class": sorted(per_class, key=lambda pair: pair[1])[:MOST_ROWS] if cut else per_class,
         "cut": cut,
+        "objects": scores.objects if isinstance(scores, DetectorScores) else None,
     }
 
 
@@ -77,6 +80,12 @@ def _examples(entries: Sequence[Entry]) -> Found:
         {"entry": entry, "answers": entry.answers}
         for entry in entries
         if entry.answers is not None and entry.answers.pictured
+    ]
+
+
+def _found(entries: Sequence[Entry]) -> Found:
+    return [
+        {"entry": entry, "finds": entry.finds} for entry in entries if entry.finds is not None and entry.finds.examples
     ]
 
 
@@ -196,6 +205,7 @@ def _origins(entries: Sequence[Entry]) -> Found:
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Entry]], Found]], ...] = (
     ("overview", "Overview", _overview),
     ("examples", "Right and wrong answers", _examples),
+    ("found", "Found in pictures", _found),
     ("confusion", "Confusions", _confusions),
     ("scores", "Scores", _scores),
     ("routes", "Decision routes", _routes),

@@ -13,7 +13,8 @@ from brickyard.base._doubts import share_held
 from brickyard.base._records import ComponentManifest
 from brickyard.base._sides import NAMES
 from brickyard.component._component import Component
-from brickyard.evaluation._scores import Row
+from brickyard.evaluation._detectors import DetectorRow, DetectorScores
+from brickyard.evaluation._scores import Row, Scores
 from brickyard.relevance._relevance import Relevance
 from brickyard.reports._entries import Entry
 from brickyard.reports._figures import Point, points
@@ -53,7 +54,8 @@ def _agreed(item: Component | Assembly) -> str:
     if len(known) < len(parts):
         return ""
     same, count = (sum(pair[k] for pair in known) for k in (0, 1))
-    on = share_held(same, count, NAMES[len(item.input_shape) - 1])
+    what = NAMES[len(item.input_shape) - 1]
+    on = share_held(same, count, what if parts[0].boxes is None else f"boxes in {what}")
     if isinstance(item, Component):
         tuned = item.manifest.tuned
         return f"agrees with its {'teacher' if tuned and tuned.best and tuned.teacher else 'source'} on {on}"
@@ -63,7 +65,7 @@ def _agreed(item: Component | Assembly) -> str:
     return f"its part{'s agree with their sources' if len(parts) > 1 else ' agrees with its source'} on {on}"
 
 
-def own_row(entry: Entry) -> Row | None:
+def own_row(entry: Entry) -> Row | DetectorRow | None:
     """The row of the model itself in the first table of scores, if there is one."""
     scores = next(iter(entry.scores.values()), None)
     return None if scores is None else next((row for row in reversed(scores.rows) if row.name in OWN), None)
@@ -72,7 +74,24 @@ def own_row(entry: Entry) -> Row | None:
 def _lost(entry: Entry, item: Component | Assembly) -> str:
     row = own_row(entry)
     if row is None:
-        return "no accuracy is known: the file stores none, and no test images were given"
+        kind, which = ("precision", "images with boxes") if entry.detects else ("accuracy", "test images")
+        return f"no {kind} is known: the file stores none, and no {which} were given"
+    right, drop = _right(entry, item, row)
+    right += "" if entry.images is not None else ", as stored in the file"
+    if drop is None:
+        return right
+    change = "loses nothing" if abs(drop) < 0.05 else f"{'loses' if drop > 0 else 'gains'} {abs(drop):.1f} points"
+    parts = "its parts' sources" if entry.detects else "its parts by themselves"
+    against = parts if isinstance(item, Assembly) else "its source on the same classes"
+    return f"{change} against {against}: {right}"
+
+
+def _right(entry: Entry, item: Component | Assembly, row: Row | DetectorRow) -> tuple[str, float | None]:
+    """The figure of a row in words, and the points below what it is compared with."""
+    if isinstance(row, DetectorRow):
+        scores = next(iter(entry.scores.values()))
+        counted = sum(scores.objects.values()) if isinstance(scores, DetectorScores) else 0
+        return f"{row.map50:.1f}% mean average precision on {row.images:,} images with {counted:,} objects", row.drop
     value, drop, unit = row.accuracy, row.drop, "% of {:,} {} right"
     if not item.outputs.exclusive:
         unit = "% of its yes and no on {:,} {} right"
@@ -80,27 +99,27 @@ def _lost(entry: Entry, item: Component | Assembly) -> str:
         value, drop, unit = row.auroc, row.auroc_drop, " AUROC on {:,} {}"
     right = f"{value:.1f}{unit.format(row.images, NAMES[len(item.input_shape) - 1])}"
     scores = next(iter(entry.scores.values()))
-    if scores.untried:
+    if isinstance(scores, Scores) and scores.untried:
         shown = len(scores.per_class_images) - len(scores.untried)
         right += f", which show {shown:,} of its {len(scores.per_class_images):,} classes"
-    right += "" if entry.images is not None else ", as stored in the file"
-    if drop is None:
-        return right
-    change = "loses nothing" if abs(drop) < 0.05 else f"{'loses' if drop > 0 else 'gains'} {abs(drop):.1f} points"
-    against = "its parts by themselves" if isinstance(item, Assembly) else "its source on the same classes"
-    return f"{change} against {against}: {right}"
+    return right, drop
 
 
 # -- the picture ---------------------------------------------------------------------------------------------
 
 
-def accuracy_plot(entries: Sequence[Entry], listed: Sequence[Sequence[Any]]) -> Any:
-    """Accuracy against size: sources, parts and files as points; None where no accuracy is known.
+def score_plots(entries: Sequence[Entry], listed: Sequence[Sequence[Any]]) -> list[Any]:
+    """Accuracy against size, and precision of detectors: sources, parts and files as points; none where none is known.
 
     `listed` has, for each entry and part, where on the page the same part comes first, or None.
     """
-    found = [point for entry, same in zip(entries, listed, strict=True) for point in _points(entry, same)]
-    return points(found) if any(point.kind == "own" for point in found) else None
+    plots = []
+    for measure, detects in (("accuracy", False), ("mAP50", True)):
+        pairs = [pair for pair in zip(entries, listed, strict=True) if pair[0].detects == detects]
+        found = [point for entry, same in pairs for point in _points(entry, same)]
+        if any(point.kind == "own" for point in found):
+            plots.append(points(found, measure))
+    return plots
 
 
 def _points(entry: Entry, same: Sequence[Any]) -> Iterator[Point]:
@@ -112,8 +131,9 @@ def _points(entry: Entry, same: Sequence[Any]) -> Iterator[Point]:
         kind = "own" if row.name in OWN else row.name
         base = next((one.parameters for one in scores.rows if one.name == "base"), None) if scores else None
         parameters = row.parameters or (count_parameters(entry.item) if kind == "own" else base) or 0
-        if kind in ("own", "base", "restricted") and parameters > 0 and 0 <= row.accuracy <= 100:
-            yield Point(tag, entry.name, parameters, row.accuracy, min(max(0.0, row.error), 100.0), kind)
+        value, error = (row.map50, 0.0) if isinstance(row, DetectorRow) else (row.accuracy, row.error)
+        if kind in ("own", "base", "restricted") and parameters > 0 and 0 <= value <= 100:
+            yield Point(tag, entry.name, parameters, value, min(max(0.0, error), 100.0), kind)
     for place, part in (entry.answers.parts if entry.answers else {}).items():
         manifest = entry.parts[place]
         if same[place] is None and manifest.selection.parameters > 0:

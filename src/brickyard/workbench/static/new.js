@@ -474,12 +474,12 @@ async function openMaking(key) {
   try {
     const found = await (await ask(`/api/makings/${encodeURIComponent(key)}`)).json();
     brick = fresh();
-    $("choose").hidden = true;  // what it shows is of another brick, until this one is drawn
     remember(key);
-    await openNew();
-    if (shelf) restore(found.order);
+    const opened = openNew();
     if (found.kind === "cut") { take(found); goTo("size"); drawWork(); } else { goTo("pictures"); take(found); }
     follow();
+    await opened; // the lists of files and networks may take long: what is made is shown before
+    if (shelf && brick.making && brick.making.id === key) restore(found.order);
   } catch (error) {
     remember("");
     complain("tray-error", error);
