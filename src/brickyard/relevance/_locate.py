@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Unpack
 
 import torch
@@ -31,6 +31,7 @@ from brickyard.network._untouched import guarded
 from brickyard.outputs._kinds import Outputs
 from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._allocation import LayerRecord
+from brickyard.relevance._answering import Answering
 from brickyard.relevance._checkpoint import Notebook
 from brickyard.relevance._contribution import class_sums
 from brickyard.relevance._quantities import check_labels, check_no_quantity, check_no_rank
@@ -253,6 +254,11 @@ class _Run:
     ranks: Ranks
     layout: torch.memory_format
 
+    @cached_property
+    def answering(self) -> Answering | None:
+        """What finds where a detector answers for a class; None for a classifier."""
+        return None if self.graph.boxes is None else Answering(self.graph)
+
     def batches(self, indices: Sequence[int]) -> Iterator[Tensor]:
         """Preprocessed images, in the fastest memory layout."""
         look = self.notebook.watching(indices)
@@ -291,7 +297,8 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> Tens
                 parts = [part for at, part in ranks.mine(deals) if at == k]
                 seen = torch.zeros(2, dtype=torch.int64)
                 batches = (x for part in parts for x in run.batches(part))
-                sums = class_sums(run.graph, batches, partial(count, k, seen))
+                answering = None if run.answering is None else partial(run.answering, k=k)
+                sums = class_sums(run.graph, batches, partial(count, k, seen), answering)
                 read = run.notebook.seen(chosen[k])
                 for value in (seen, read, *(value.totals for value in sums.values())):
                     ranks.add_for(owner, value)
