@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brickyard.axes._answers import Form
+from brickyard.axes._detector_models import is_detector, preparation, with_one_output
 from brickyard.axes._tracing import rows_of
 from brickyard.base._boxes import Boxes, boxes_asked, family_of
 from brickyard.base._checks import output_name
@@ -209,8 +210,10 @@ def quietly_loaded(
             f"{' (a file, or DEFAULT for those of the library)' if kind != 'zoo' else ''}, or --random-weights (in "
             "Python random_weights=True) where that is what you want",
         )
+    if detector := is_detector(found.model):
+        found = replace(found, how=preparation(found.model), guessed=False)
     told = preprocessing or text.preprocessing
-    usual = None if told is not None else _usual(asked.boxes, found, input_shape)
+    usual = None if told is not None or detector else _usual(asked.boxes, found, input_shape)
     how = told or usual or found.how
     shape = _shape(how, text.input_shape or input_shape or found.shape)
     if told is not None and (text.input_shape or input_shape or found.shape) is not None:  # else locating checks it
@@ -313,8 +316,10 @@ def _run_once(source: Source) -> Source:
     """
     model, name, shape, names = source.model, source.name, source.input_shape, source.classes
     model.eval()
+    like = next(model.parameters(), torch.zeros(0))
+    model, boxes = with_one_output(model, torch.zeros(1, *shape, dtype=like.dtype, device=like.device), source.boxes)
+    source = replace(source, model=model, boxes=boxes)
     with torch.no_grad():
-        like = next(model.parameters(), torch.zeros(0))
         try:
             result = model(torch.zeros(2, *shape, dtype=like.dtype, device=like.device))
         except Exception as error:
