@@ -48,9 +48,9 @@ def is_detector(model: nn.Module) -> bool:
     for name, why in _OTHERS.items():
         if name in names:
             raise TraceError(
-                "trace-form",
-                f"{type(model).__name__} cannot be cut: {why}; use a one-stage detector, such as YOLOX, or RetinaNet, FCOS "
-                "or SSD of torchvision",
+                "trace-output",
+                f"{type(model).__name__} cannot be cut: {why}; use a one-stage detector, such as YOLOX, or RetinaNet, "
+                "FCOS or SSD of torchvision",
             )
     return any(name in names for name in _ONE_STAGE)
 

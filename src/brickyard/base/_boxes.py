@@ -212,10 +212,14 @@ def of_points(strides: Sequence[float]) -> Boxes:
     return Boxes(**known, coding="sides", strides=strides, offset=0)
 
 
-def of_single_shot(strides: Sequence[float], anchors: Sequence[Sequence[tuple[float, float]]]) -> Boxes:
+def of_single_shot(
+    strides: Sequence[float],
+    anchors: Sequence[Sequence[tuple[float, float]]],
+    weights: Sequence[float] = (10, 10, 5, 5),
+) -> Boxes:
     """SSD's outputs, as torchvision has them, with the anchors of every grid."""
     known = {"boxes_at": 0, "background_at": 4, "scores_at": 5, "scores": "softmax", "coding": "deltas"}
-    return Boxes(**known, strides=strides, anchors=anchors, weights=(10, 10, 5, 5))
+    return Boxes(**known, strides=strides, anchors=anchors, weights=weights)
 
 
 _PYRAMID = (8, 16, 32, 64, 128)
@@ -230,6 +234,23 @@ def _usual_anchors(stride: int) -> list[tuple[float, float]]:
     return [(2.0 * round(width / 2), 2.0 * round(height / 2)) for width, height in sides]
 
 
+def _default_boxes(
+    side: int, scales: Sequence[float], ratios: Sequence[Sequence[int]]
+) -> list[list[tuple[float, float]]]:
+    """SSD's (Liu et al., 2016): per grid two squares, and two boxes of each ratio, cut off at the image's size."""
+    found = []
+    for scale, larger, forms in zip(scales, scales[1:], ratios, strict=False):
+        pairs = [(scale, scale), (math.sqrt(scale * larger),) * 2]
+        for root in map(math.sqrt, forms):
+            pairs += [(scale * root, scale / root), (scale / root, scale * root)]
+        found.append([(side * min(1.0, width), side * min(1.0, height)) for width, height in pairs])
+    return found
+
+
+_SSD300 = _default_boxes(300, (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), [[2], [2, 3], [2, 3], [2, 3], [2], [2]])
+_SSDLITE320 = _default_boxes(320, (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), [[2, 3]] * 6)
+
+
 FAMILIES: dict[str, Boxes] = {
     "yolox": Boxes(scores_at=5, boxes_at=0, objectness_at=4, coding="grid", strides=(8, 16, 32)),
     "nanodet": Boxes(
@@ -239,8 +260,10 @@ FAMILIES: dict[str, Boxes] = {
     "yolov8": Boxes(scores_at=4, boxes_at=0, coding="centre", outputs_first=True),
     "retinanet": of_pyramid(_PYRAMID, [_usual_anchors(stride) for stride in _PYRAMID]),
     "fcos": of_points(_PYRAMID),
+    "ssd": of_single_shot((8, 16, 32, 64, 100, 300), _SSD300),
+    "ssdlite": of_single_shot((16, 32, 64, 320 / 3, 160, 320), _SSDLITE320),
 }
-"""By family: as their public exporters write them."""
+"""By family: as their public exporters write them, and torchvision's for images of the usual size."""
 
 KIND = "boxes"
 """What manifests call the outputs of detectors."""
@@ -250,7 +273,9 @@ def family_of(boxes: Boxes | None) -> str | None:
     """The known family whose description this is, however many classes it has; None where it is of none."""
     if boxes is None:
         return None
-    return next((name for name, known in FAMILIES.items() if alike(known, boxes)), None)
+    known = [name for name, known in FAMILIES.items() if alike(known, boxes)]
+    same = [name for name in known if FAMILIES[name].anchors == boxes.anchors]
+    return next(iter(same or known), None)
 
 
 def alike(one: Boxes, other: Boxes) -> bool:

@@ -25,6 +25,7 @@ _TORCHVISION: dict[str, Any] = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
+_RESIZED: dict[str, Any] = {"fit": "resize", "channels": 3, "antialias": False}
 _DETECTORS: dict[str, dict[str, Any]] = {
     "yolox": {**_BOXED, "place": "corner", "order": "bgr", "mean": (0.0,), "std": (1 / 255,)},
     "nanodet": {
@@ -39,6 +40,13 @@ _DETECTORS: dict[str, dict[str, Any]] = {
     "yolov8": _BOXED,
     "retinanet": _TORCHVISION,
     "fcos": _TORCHVISION,
+    "ssd": {
+        **_RESIZED,
+        "size": (300, 300),
+        "mean": (0.48235, 0.45882, 0.40784),
+        "std": (1 / 255,),
+    },
+    "ssdlite": {**_RESIZED, "size": (320, 320), "mean": (0.5,), "std": (0.5,)},
 }
 
 
