@@ -273,16 +273,16 @@ def family_of(boxes: Boxes | None) -> str | None:
     """The known family whose description this is, however many classes it has; None where it is of none."""
     if boxes is None:
         return None
-    known = [name for name, known in FAMILIES.items() if alike(known, boxes)]
-    same = [name for name in known if FAMILIES[name].anchors == boxes.anchors]
-    return next(iter(same or known), None)
+    same = {name: known for name, known in FAMILIES.items() if alike(known, boxes)}
+    exact = [name for name, known in same.items() if (known.strides, known.anchors) == (boxes.strides, boxes.anchors)]
+    return next(iter(exact or (same if boxes.coding == "deltas" else ())), None)  # anchors depend on the image's size
 
 
 def alike(one: Boxes, other: Boxes) -> bool:
-    """Whether two descriptions are of one family: with other classes, or with anchors for images of another size."""
+    """Whether two descriptions are of one form: all but the classes and the grids with their anchors is the same."""
 
     def coded(boxes: Boxes) -> dict[str, Any]:
-        return boxes.model_dump(exclude={"classes", *(("strides", "anchors") if boxes.coding == "deltas" else ())})
+        return boxes.model_dump(exclude={"classes", "strides", "anchors"})
 
     return coded(one) == coded(other)
 

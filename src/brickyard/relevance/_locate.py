@@ -128,7 +128,7 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
 
 def _kind_of(model: nn.Module, asked: str | None) -> str:
     """The kind of outputs that was asked for, or that a model of transformers or torchvision says of itself."""
-    if is_detector(model):
+    if is_detector(model) and asked in (None, KIND):
         return KIND
     if asked is not None or problem_of(model) != SEVERAL:
         return asked or "one"
