@@ -12,8 +12,9 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
+from brickyard.axes._detector_models import is_detector
 from brickyard.axes._graph import Graph, trace
-from brickyard.base._boxes import split_outputs
+from brickyard.base._boxes import KIND, split_outputs
 from brickyard.base._checks import check_kind, given_path, is_whole
 from brickyard.base._classes import MOST_LETTERS, check_class_name, one_too_many, ordered_names, task_classes
 from brickyard.base._declare import verb
@@ -127,7 +128,9 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
 
 
 def _kind_of(model: nn.Module, asked: str | None) -> str:
-    """The kind of outputs that was asked for, or that a model of transformers says of itself."""
+    """The kind of outputs that was asked for, or that a model of transformers or torchvision says of itself."""
+    if is_detector(model) and asked in (None, KIND):
+        return KIND
     if asked is not None or problem_of(model) != SEVERAL:
         return asked or "one"
     say(f"{type(model).__name__}: an image may belong to several of its classes (problem_type of its config), as with "
