@@ -409,7 +409,8 @@ class Assembly(Joined, Predictor):
     def forward(self, images: Tensor) -> Tensor:
         """Map raw images to the logits of all classes."""
         if isinstance(self.outputs, Detections):
-            return boxes_of_all(self.components(), self.manifest.places, self._outputs(self.inputs(images)), images)
+            said, precise = self._outputs(self.inputs(images)), self.manifest.scaling.name == "auto"
+            return boxes_of_all(self.components(), self.manifest.places, said, images, precise=precise)
         return self._in_turn(images)[0] if self.stages else self.answers(self.inputs(images))
 
     logits = forward

@@ -2,22 +2,26 @@
 
 The outputs of an assembly are those of one more detector: (batch, 4 + classes, places of all parts), where each place
 has the corners of its box in pixels of the raw picture, and the scores of the assembly's classes, zero for those of
-other parts. Boxes of one class suppress each other across parts.
+other parts. With scaling "auto", a score is the expected precision of boxes that have it. Boxes of one class suppress
+each other across parts.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from brickyard.base._errors import OptionError
+from brickyard.base._errors import BrickyardWarning, OptionError
+from brickyard.base._records import ScalingRecord
 from brickyard.component._component import Component
 from brickyard.inputs._preprocessing import to_picture
 from brickyard.outputs._detections import Detections, Found, within
 from brickyard.outputs._kinds import Outputs
+from brickyard.outputs._precisions import expected
 
 _USUAL: Mapping[str, Any] = {
     "form": ("auto", "parallel"),
@@ -45,8 +49,37 @@ def check_detectors(options: Mapping[str, Any]) -> None:
             )
 
 
+def scaling_of(parts: Sequence[Component]) -> ScalingRecord:
+    """How scores are made comparable, with notes; parts that do not know how often their boxes are right are warned of.
+
+    A score becomes the expected precision of boxes that have it, by the curve of its part.
+    """
+    notes, raw = [], []
+    for index, part in enumerate(parts):
+        named = f"part {index} ({', '.join(part.classes[:3])}{', ...' if len(part.classes) > 3 else ''})"
+        curve = part.manifest.precisions
+        if curve is None:
+            raw.append(named)
+        else:
+            notes.append(f"scores of {named} are expected precisions, from {curve.boxes:,} boxes held back")
+    if raw:
+        why = "it was" if len(raw) == 1 else "they were"
+        told = f"{' and '.join(raw)} keep{'s' if len(raw) == 1 else ''} raw scores"
+        told += f": {why} cut from too few images, or by an earlier version"
+        notes.append(told)
+        if len(parts) > 1:
+            advice = "cut again with images that show more objects, or give scaling='none' to keep all scores raw"
+            warnings.warn(f"{told}; {advice}", BrickyardWarning, stacklevel=5)
+    return ScalingRecord(name="auto", notes=tuple(notes))
+
+
 def boxes_of_all(
-    parts: Sequence[Component], places: Sequence[Sequence[int]], outputs: Sequence[Tensor], images: Tensor
+    parts: Sequence[Component],
+    places: Sequence[Sequence[int]],
+    outputs: Sequence[Tensor],
+    images: Tensor,
+    *,
+    precise: bool,
 ) -> Tensor:
     """The outputs of an assembly of detectors.
 
@@ -55,6 +88,7 @@ def boxes_of_all(
         places: For each part and class of its source, the assembly's class, or -1.
         outputs: What the network of each part returns.
         images: The raw pictures, (batch, channels, height, width).
+        precise: Whether scores become expected precisions, where a part knows how.
 
     Returns:
         (batch, 4 + classes, places of all parts).
@@ -65,6 +99,7 @@ def boxes_of_all(
     for part, own, rows in zip(parts, places, outputs, strict=True):
         assert isinstance(part.outputs, Detections)
         boxes, scores = part.outputs.decode(part.head(rows))
+        scores = expected(scores, part.manifest.precisions if precise else None)
         boxes = to_picture(boxes, (height, width), part.manifest.preprocessing)
         used = [(index, own[k]) for index, k in enumerate(part.manifest.task) if own[k] >= 0]
         every = scores.new_zeros(*scores.shape[:2], classes)

@@ -271,19 +271,24 @@ class Detections(Several):
         return (self.compared(logits, teacher) - self.compared(teacher, teacher)).square().sum(1).mean()
 
 
-def matched(found: Found, others: Found) -> int:
-    """How many boxes of one answer another one has: each at most once, the surest first."""
+def matches(found: Found, others: Found) -> Tensor:
+    """Which boxes of one answer another one has, (boxes,): each of the other's at most once, for the surest."""
+    known = torch.zeros(len(found.labels), dtype=torch.bool)
     if not len(found.labels) or not len(others.labels):
-        return 0
+        return known
     shared = overlaps(found.boxes.double(), others.boxes.double())
     shared = torch.where(found.labels[:, None] == others.labels[None, :], shared, 0.0)
-    count = 0
     for row in range(len(shared)):
         best = int(shared[row].argmax())
         if float(shared[row, best]) >= IOU:
-            count += 1
+            known[row] = True
             shared[:, best] = 0
-    return count
+    return known
+
+
+def matched(found: Found, others: Found) -> int:
+    """How many boxes of one answer another one has: each at most once, the surest first."""
+    return int(matches(found, others).sum())
 
 
 def told(found: Found, names: Sequence[str]) -> list[dict[str, Any]]:
