@@ -200,7 +200,8 @@ def _described(model: DetectorBody, example: Tensor) -> Boxes:
     ends = [rows * columns * count for (rows, columns), count in zip(grids, counts, strict=True)]
     parts = zip(anchors.split(ends), grids, counts, strict=True)
     found = [_grid(part, grid, count, sides) for part, grid, count in parts]
-    strides, sizes = [stride for stride, _, _ in found], [own for _, _, own in found]
+    sizes = [own for _, _, own in found]
+    strides = [stride or (own[0][0] if model.form == "FCOS" else max(sides)) for stride, _, own in found]
     if model.form == "SSD":
         boxes = of_single_shot(strides, sizes, model.weights)
     else:
@@ -218,7 +219,7 @@ def _described(model: DetectorBody, example: Tensor) -> Boxes:
 def _grid(
     anchors: Tensor, grid: tuple[int, int], count: int, sides: tuple[int, ...]
 ) -> tuple[float, float | None, list[tuple[float, float]]]:
-    """The stride of a grid, where in a cell its anchors lie (None where one cell does not tell), and their sizes."""
+    """The stride of a grid, where in a cell its anchors lie (0 and None if one cell does not tell), and their sizes."""
     rows, columns = grid
     middles = ((anchors[:, :2] + anchors[:, 2:]) / 2).unflatten(0, (rows, columns, count))[:, :, 0]
     first = float(middles[0, 0, 0])
@@ -228,7 +229,7 @@ def _grid(
         stride = float(middles[1, 0, 1]) - float(middles[0, 0, 1]) if rows > 1 else 2 * first
     sizes = [(float(one[2] - one[0]), float(one[3] - one[1])) for one in anchors[:count]]
     if stride <= 0:  # one cell, with its anchors at the corner
-        return _whole(max(1.0, *(side for pair in sizes for side in pair)), sides), None, sizes
+        return 0.0, None, sizes
     return _whole(stride, sides), 0.5 if abs(first / stride - 0.5) < 0.25 else 0.0, sizes
 
 
