@@ -330,7 +330,7 @@ class LocateOptions(TypedDict, total=False):
         str | Boxes | None,
         Opt(default=None, validate=outputs_asked, shell=str,
             help="Let an image belong to one class or to several, or show boxes: one, several, a family of detectors "
-                 "(yolox, nanodet, yolov5, yolov8), or a kind of your own.",
+                 "(yolox, nanodet, yolov5, yolov8, retinanet, fcos, ssd, ssdlite), or a kind of your own.",
             unset="several for a model of transformers that was trained for it, else one"),
     ]  # fmt: skip
     output: Annotated[

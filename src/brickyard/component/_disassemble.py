@@ -137,8 +137,6 @@ class Choice:
         known = [*merged, *(name for k, name in enumerate(relevance.classes) if k not in task)]
         shares = () if given is None else thresholds_for(given, known)[: len(merged)]
         answers = find_outputs(relevance.outputs).reading(relevance.boxes, relevance.input_shape).deciding(shares)
-        if options["heal"] == "distil":
-            check_no_boxes(relevance, "heal='distil'", "use heal='refit', which needs no labels and is the default")
         if budget is not None and options["select"] == "taylor":
             check_no_boxes(relevance, "select='taylor'", "use select='damage', which is the default")
         if options["reject"]:
@@ -416,7 +414,7 @@ def _distilled(job: _Job, network: Network) -> int:
     report = distil_network(
         choice.graph.network,
         network,
-        choice.outputs,
+        choice.outputs if choice.graph.boxes is None else choice.graph.boxes.kept(tuple(choice.task)),
         images.shown.fit[: images.batches],
         images.shown.held,
         outputs=choice.answers,
