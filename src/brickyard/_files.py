@@ -31,7 +31,7 @@ def loaded(path: Path, *kinds: type) -> Any:
     found = load(path)
     if kinds and not isinstance(found, kinds):
         wanted = " or ".join(kind.__name__.lower() for kind in kinds)
-        kind = type(found).__name__.lower()
+        kind = {"Refined": "refined detector"}.get(type(found).__name__, type(found).__name__.lower())
         article = "an" if kind[0] in "aeiou" else "a"
         raise FileError("file-wrong-kind", f"expected {wanted} in {path}, found {article} {kind}")
     return found
