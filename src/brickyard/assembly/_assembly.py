@@ -535,6 +535,11 @@ class Assembly(Joined, Predictor):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
+        text, tensors = self.content()
+        return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
+
+    def content(self) -> tuple[AssemblyFile, dict[str, Tensor]]:
+        """What its file holds: the text, and the tensors."""
         networks = self.networks()
         tensors = self._scaling_tensors() | tensors_of(self.gate, "scaling.gate.")
         tensors |= tensors_of(self.glance, "cascade.glance.")
@@ -546,8 +551,7 @@ class Assembly(Joined, Predictor):
             tensors |= tensors_of(part.familiarity, f"familiarity.{index}.")
         specs = tuple(network.to_spec() for network in networks)
         ties = dict(self.sharing.ties)
-        text = AssemblyFile(manifest=self.manifest, networks=specs, skeletons=self.skeletons, shared=ties)
-        return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
+        return AssemblyFile(manifest=self.manifest, networks=specs, skeletons=self.skeletons, shared=ties), tensors
 
 
 def check_model(model: object, verb: str) -> None:

@@ -504,6 +504,21 @@ class AssembleOptions(TypedDict, total=False):
     seed: Seed
 
 
+class RefineOptions(TypedDict, total=False):
+    """Options of `brickyard.assembly.refine`."""
+
+    margin: Annotated[
+        float,
+        Opt(default=0.1, least=0, most=1, noun="a share ",
+            help="Enlarge a box by this share of its width and height to each side before it is named further."),
+    ]  # fmt: skip
+    crops: Annotated[
+        int,
+        Opt(default=100, least=1, most=300,
+            help="Name at most this many boxes of a class and an image further, the surest."),
+    ]  # fmt: skip
+
+
 class EvaluateOptions(TypedDict, total=False):
     """Options of `brickyard.evaluate`."""
 

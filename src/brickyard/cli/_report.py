@@ -113,12 +113,15 @@ def report(
 ) -> Result:
     """Write an HTML report on files. It shows scores, sizes, channels, relevances, routes and origins."""
     from brickyard.assembly._assembly import Assembly
+    from brickyard.component._component import Component
     from brickyard.relevance._relevance import Relevance
     from brickyard.reports._page import write_report
 
     paths, specs = [*files, *(relevance or [])], source or []
     resolve.check_free(output, force, *paths, *specs, *(weights or []))
-    items: list[Any] = [loaded(path) for path in files] + [loaded(path, Relevance) for path in relevance or []]
+    items: list[Any] = [loaded(path, Component, Assembly, Relevance) for path in files] + [
+        loaded(path, Relevance) for path in relevance or []
+    ]
     for item in items:
         check_no_boxes(item, "report", "score it with evaluate, and see what it finds with `brickyard predict --draw`")
     if faithful and not (source and data and len(data) == 1):
