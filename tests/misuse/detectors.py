@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import brickyard as by
+from brickyard.assembly import Refined, refine
 from brickyard.evaluation import Drop, Precision, average_precision, paired_drop
 from brickyard.inputs import BoxData, Truth, load_box_data
 from brickyard.reports import draw_boxes
@@ -52,6 +53,13 @@ def lost(world: World) -> float:
     return found.drop
 
 
+def refined(world: World, name: str = "3") -> Refined:
+    """A detector whose class 3 is named further by a classifier of small pictures."""
+    how = by.Preprocessing(size=tuple(world.component.input_shape[1:]))
+    colours = world.component.renamed({"1": "red", "3": "blue"}).with_preprocessing(how)
+    return refine(part(), {name: colours})
+
+
 def drawn(world: World) -> tuple[int, int]:
     return draw_boxes(Image.new("RGB", (400, 300)), BOX, ["cat"], [0]).size
 
@@ -79,5 +87,9 @@ CASES = [
     Case("detectors: detect of a classifier", lambda w: w.component.detect(X), "option-conflict", "predict"),
     Case("detectors: names are scored", lambda w: part().score(X, ["1"] * 12), "option-conflict", "evaluate"),
     Case("detectors: finetuned", lambda w: by.finetune(part(), (X, ROWS)), "option-wrong-object", "finetune"),
+    Case("detectors: named further", lambda w: refined(w).classes, ("1", "3", "red", "blue")),
+    Case("detectors: an unknown class named further", lambda w: refined(w, "4"), "task-unknown-class", "4"),
+    Case("detectors: a classifier in a detector's place", lambda w: refine(w.component, {"1": w.other}),
+         "option-wrong-object", "refine"),
     Case("detectors: in padded form", lambda w: by.assemble([part()], form="padded"), "option-conflict", "form"),
 ]  # fmt: skip
