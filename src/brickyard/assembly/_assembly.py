@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.assembly._common import given_to, network_shapes, shared
-from brickyard.assembly._detectors import boxes_of_all, found_among
+from brickyard.assembly._detectors import boxes_of_all, found_among, spans_of
 from brickyard.assembly._looking import Lookers, Row, chosen, looked, lookers_of
 from brickyard.assembly._turns import Glance, in_turn, ranked
 from brickyard.base._checks import EVEN, decision_thresholds, given_path
@@ -404,7 +405,11 @@ class Assembly(Joined, Predictor):
         return self.signals(images).logits
 
     def found(self, sides: tuple[int, ...], logits: Tensor, *how: Any) -> list[Found]:
-        return found_among(self.outputs, sides, logits, *how)
+        return found_among(self.outputs, self.owners, self._spans, sides, logits, how)
+
+    @cached_property
+    def _spans(self) -> tuple[int, ...]:
+        return spans_of(self.components(), self.manifest)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map raw images to the logits of all classes."""

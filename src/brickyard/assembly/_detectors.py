@@ -2,8 +2,8 @@
 
 The outputs of an assembly are those of one more detector: (batch, 4 + classes, places of all parts), where each place
 has the corners of its box in pixels of the raw picture, and the scores of the assembly's classes, zero for those of
-other parts. With scaling "auto", a score is the expected precision of boxes that have it. Boxes of one class suppress
-each other across parts.
+other parts. With scaling "auto", a score is the expected precision of boxes that have it. Where parts know one class,
+their boxes suppress each other, or are fused (`on_duplicate="average"`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from brickyard.base._errors import BrickyardWarning, OptionError
-from brickyard.base._records import ScalingRecord
+from brickyard.base._records import AssemblyManifest, ScalingRecord
 from brickyard.component._component import Component
 from brickyard.inputs._preprocessing import to_picture
-from brickyard.outputs._detections import Detections, Found, within
+from brickyard.network._network import kind
+from brickyard.outputs._detections import IOU, MOST, SCORE, Detections, Found, suppressed, within
+from brickyard.outputs._fusion import fused
 from brickyard.outputs._kinds import Outputs
 from brickyard.outputs._precisions import expected
 
@@ -33,6 +35,8 @@ _USUAL: Mapping[str, Any] = {
     "agreement": (None,),
     "source": (None,),
 }
+
+LEAST = 0.01  # score of boxes that are fused
 
 
 def check_detectors(options: Mapping[str, Any]) -> None:
@@ -108,10 +112,55 @@ def boxes_of_all(
     return torch.cat(found, 1).transpose(1, 2)
 
 
-def found_among(outputs: Outputs, sides: tuple[int, ...], logits: Tensor, *how: Any) -> list[Found]:
-    """The boxes in pictures of some sides, of what all parts say, as `Predictor.found` returns them."""
+def spans_of(parts: Sequence[Component], manifest: AssemblyManifest) -> tuple[int, ...]:
+    """How many places each part has, where boxes of parts that know a class are fused; else nothing."""
+    if manifest.on_duplicate != "average" or all(len(owners) < 2 for owners in manifest.owners):
+        return ()
+    return tuple(map(_places_of, parts))
+
+
+def _places_of(part: Component) -> int:
+    """How many places a detector looks at; one that does not describe its grids is asked once."""
+    boxes = part.manifest.boxes
+    known = None if boxes is None else boxes.places(part.input_shape[1:])
+    if known is not None:
+        return known
+    with torch.inference_mode():
+        return int(part(torch.zeros(1, *part.input_shape).to(kind(part))).shape[2])
+
+
+def found_among(
+    outputs: Outputs,
+    owners: Sequence[Sequence[int]],
+    spans: Sequence[int],
+    sides: tuple[int, ...],
+    logits: Tensor,
+    how: Sequence[Any],
+) -> list[Found]:
+    """The boxes in pictures of some sides, of what all parts say, as `Predictor.found` returns them.
+
+    Args:
+        outputs: What the assembly's outputs mean.
+        owners: For each class, the parts that know it.
+        spans: How many places each part has, if boxes of classes that several know are fused; else the surest stays.
+        sides: Height and width of the pictures.
+        logits: What `boxes_of_all` returns.
+        how: The least score, the overlap above which boxes of a class are one object, and how many boxes to return.
+    """
     assert isinstance(outputs, Detections)
     height, width = sides
-    kind = outputs.reading(outputs.boxes, (3, height, width))
-    found = (one.on_cpu() for one in kind.find(logits, *how))
-    return [one._replace(boxes=within(one.boxes, (height, width))) for one in found]
+    reader = outputs.reading(outputs.boxes, (3, height, width))
+    if not spans:
+        return [_cut_off(one, sides) for one in reader.find(logits, *how)]
+    score, iou, most = how or (SCORE, IOU, MOST)
+    least = min(score, LEAST), iou, max(most, MOST)
+    each = [[_cut_off(one, sides) for one in reader.find(own, *least)] for own in logits.split(list(spans), 2)]
+    shared = [k for k, own in enumerate(owners) if len(own) > 1]
+    joined = [fused(parts, shared) for parts in zip(*each, strict=True)]
+    kept = [one.of(one.scores > score) for one in joined]
+    return [one.of(suppressed(*one, iou, most)) for one in kept]
+
+
+def _cut_off(found: Found, sides: tuple[int, ...]) -> Found:
+    height, width = sides
+    return found.on_cpu()._replace(boxes=within(found.boxes.cpu(), (height, width)))
