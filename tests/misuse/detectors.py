@@ -53,11 +53,10 @@ def lost(world: World) -> float:
     return found.drop
 
 
-def refined(world: World, name: str = "3") -> Refined:
-    """A detector whose class 3 is named further by a classifier of small pictures."""
-    how = by.Preprocessing(size=tuple(world.component.input_shape[1:]))
-    colours = world.component.renamed({"1": "red", "3": "blue"}).with_preprocessing(how)
-    return refine(part(), {name: colours})
+def further(world: World, **options: Any) -> Refined:
+    """Boxes of a class named further by a classifier, whose names are its own."""
+    namer = world.component.with_preprocessing(by.Preprocessing(size=(8, 8))).renamed({"1": "one", "3": "three"})
+    return refine(part(), {"1": namer}, **options)
 
 
 def drawn(world: World) -> tuple[int, int]:
@@ -87,9 +86,18 @@ CASES = [
     Case("detectors: detect of a classifier", lambda w: w.component.detect(X), "option-conflict", "predict"),
     Case("detectors: names are scored", lambda w: part().score(X, ["1"] * 12), "option-conflict", "evaluate"),
     Case("detectors: finetuned", lambda w: by.finetune(part(), (X, ROWS)), "option-wrong-object", "finetune"),
-    Case("detectors: named further", lambda w: refined(w).classes, ("1", "3", "red", "blue")),
-    Case("detectors: an unknown class named further", lambda w: refined(w, "4"), "task-unknown-class", "4"),
-    Case("detectors: a classifier in a detector's place", lambda w: refine(w.component, {"1": w.other}),
-         "option-wrong-object", "refine"),
+    Case("detectors: named further", lambda w: further(w).classes, ("1", "3", "one", "three")),
+    Case("detectors: named further, unknown class", lambda w: refine(part(), {"cat": w.component}),
+         "task-unknown-class", "cat"),
+    Case("detectors: named further by nobody", lambda w: refine(part(), {}), "option-type", "0"),
+    Case("detectors: named further by a detector", lambda w: refine(part(), {"1": part()}), "option-wrong-object",
+         "detector"),
+    Case("detectors: a classifier named further", lambda w: refine(w.component, {"1": w.component}),
+         "option-wrong-object", "classifier"),
+    Case("detectors: classes there twice", lambda w: refine(part(), {"1": w.component.with_preprocessing(
+         by.Preprocessing(size=(8, 8)))}), "task-class-in-two-parts", "'1'"),
+    Case("detectors: pictures as they are", lambda w: refine(part(), {"1": w.component}), "option-conflict", "size"),
+    Case("detectors: too many crops", lambda w: further(w, crops=1000), "option-range", "crops"),
+    Case("detectors: refined ones joined", lambda w: by.assemble([further(w)]), "option-wrong-object", "Refined"),
     Case("detectors: in padded form", lambda w: by.assemble([part()], form="padded"), "option-conflict", "form"),
 ]  # fmt: skip
