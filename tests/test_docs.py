@@ -301,7 +301,7 @@ def research_page(printed: str, names: dict[str, Any]) -> None:
 
 
 def detectors_page(out: str, names: dict[str, Any]) -> None:
-    assert out.splitlines()[-1] == "('bee', 'dog') 4"
+    assert out.splitlines()[-1] == "('bee', 'dog', 'a', 'b') 12"
     assert names["relevance"].boxes.classes == 4
     assert len(names["found"].boxes) > 0
 

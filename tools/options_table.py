@@ -24,6 +24,7 @@ HOLDERS = {
     "brickyard.disassemble": options.DisassembleOptions,
     "brickyard.Component.detect": options.DetectOptions,
     "brickyard.assemble": options.AssembleOptions,
+    "brickyard.assembly.refine": options.RefineOptions,
     "brickyard.evaluate": options.EvaluateOptions,
     "brickyard.finetune": options.FinetuneOptions,
     "brickyard.training.distil": options.DistilOptions,

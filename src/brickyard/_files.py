@@ -17,6 +17,7 @@ from brickyard.network._untouched import guarded
 
 if TYPE_CHECKING:
     from brickyard.assembly._assembly import Assembly
+    from brickyard.assembly._refined import Refined
     from brickyard.component._component import Component
     from brickyard.relevance._relevance import Relevance
 
@@ -30,7 +31,7 @@ def loaded(path: Path, *kinds: type) -> Any:
     found = load(path)
     if kinds and not isinstance(found, kinds):
         wanted = " or ".join(kind.__name__.lower() for kind in kinds)
-        kind = type(found).__name__.lower()
+        kind = {"Refined": "refined detector"}.get(type(found).__name__, type(found).__name__.lower())
         article = "an" if kind[0] in "aeiou" else "a"
         raise FileError("file-wrong-kind", f"expected {wanted} in {path}, found {article} {kind}")
     return found
@@ -40,8 +41,8 @@ def loaded(path: Path, *kinds: type) -> Any:
 
 
 @guarded
-def load(path: str | Path, *, device: Any = None, dtype: Any = None) -> Component | Assembly | Relevance:
-    """Read a component, an assembly or relevances from a file; the source's class is not needed.
+def load(path: str | Path, *, device: Any = None, dtype: Any = None) -> Component | Assembly | Refined | Relevance:
+    """Read a component, an assembly, a refined detector or relevances from a file; the source's class is not needed.
 
     Args:
         path: The file.
@@ -68,14 +69,20 @@ def load(path: str | Path, *, device: Any = None, dtype: Any = None) -> Componen
         True
     """
     from brickyard.assembly._reading import read_assembly
+    from brickyard.assembly._refined import read_refined
     from brickyard.component._component import read_component
     from brickyard.network._place import Place
     from brickyard.relevance._relevance import read_relevance
 
     place = Place.of(device, dtype)
     graphs = ("graph-component", "graph-assembly")
-    readers: Readers = {"component": read_component, "assembly": read_assembly, "relevance": read_relevance}
-    found: Component | Assembly | Relevance
+    readers: Readers = {
+        "component": read_component,
+        "assembly": read_assembly,
+        "refined": read_refined,
+        "relevance": read_relevance,
+    }
+    found: Component | Assembly | Refined | Relevance
     found = read_as(path, readers, "a component, an assembly or relevances", graphs, "brickyard.gnn.load")
     return place.put(found)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import brickyard as by
-from brickyard.testing import chain, randomised
+from brickyard.runtime._profiling import count_flops
+from brickyard.testing import Detector, chain, randomised
 from errors import refused
 
 GRID = by.Boxes(scores_at=5, boxes_at=0, objectness_at=4, coding="grid", strides=(4,))
@@ -99,6 +100,26 @@ def test_components_of_one_source_run_their_common_steps_once() -> None:
     x = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(whole(x), whole.unshared()(x))
+
+
+def test_whole_components_of_one_source_cost_what_one_for_both_classes_costs() -> None:
+    source, names = Detector(), ["ant", "bee", "cow", "dog"]
+    shown = (torch.rand(8, 3, 32, 32), torch.ones(8, 4, dtype=torch.long))
+    relevance = by.locate(source, shown, outputs=Detector.boxes, classes=names)
+    how: dict[str, Any] = {"heal": "none", "budget": by.Budget(flops=1.0), "select": "mda"}
+    few, others, both = (
+        by.disassemble(source, relevance, task=task, **how) for task in (["bee"], ["dog", "ant"], ["bee", "dog", "ant"])
+    )
+    whole = by.assemble([few, others])
+    runs = sum(count_flops(*pair) for pair in whole.distinct_networks())
+    cells = 8 * 8 + 4 * 4
+    objectness = cells * (2 * 8 + 1) - cells  # of every cell: a product and a sum for each of eight channels
+    one, apart = (count_flops(part.network, part.input_shape) for part in (both, few))
+    assert runs == one + objectness  # alone in being computed twice, as it is one layer with the scores
+    assert runs == apart + count_flops(others.network, others.input_shape) - whole.manifest.shared_flops
+    assert runs < 1.2 * one < apart + one
+    narrow = by.disassemble(source, relevance, task=["bee"], heal="none", budget=by.Budget(flops=0.5), select="l1")
+    assert by.assemble([narrow, others]).manifest.shared_flops < whole.manifest.shared_flops
 
 
 @pytest.mark.parametrize(

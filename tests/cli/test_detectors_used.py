@@ -14,18 +14,19 @@ import torch
 from PIL import Image
 
 import brickyard as by
+from brickyard.assembly import refine
 from brickyard.base._boxes import Boxes
 from brickyard.inputs import load_box_data
 from brickyard.outputs._outputs import find_outputs
 from brickyard.sources import load_source
 from brickyard.sources._resolve import answered, axes_of, fitted, preprocessing_of
-from brickyard.testing import Detector
+from brickyard.testing import Detector, chain
 from errors import refused
 from shell import run
 
 NAMES = ["ant", "bee", "cow", "dog"]
 NET = """
-from brickyard.testing import Detector
+from brickyard.testing import Detector, chain
 
 
 def tiny():
@@ -256,3 +257,61 @@ def test_yolox_is_cut_from_its_file(shared: Path) -> None:
     assert source.preprocessing == by.Preprocessing.of_detector("yolox", (416, 416))
     assert len(source.classes) == 80
     assert source.boxes == Boxes.named("yolox")
+
+
+# -- named further -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def breeds(place: Path) -> Path:
+    """A classifier for pictures of any size."""
+    images, how = (torch.rand(40, 3, 8, 8), torch.arange(40) % 4), by.Preprocessing(size=(8, 8), channels=3)
+    located = by.locate(chain(), images, classes=["collie", "poodle", "spitz", "boxer"], preprocessing=how)
+    part = by.disassemble(chain(), located, task=["collie", "poodle"], heal="none")
+    return part.save(place / "breeds.safetensors")
+
+
+def test_what_is_found_is_named_further(place: Path, component: Path, breeds: Path, tmp_path: Path) -> None:
+    to = tmp_path / "refined.safetensors"
+    said = run("assemble", component, "--refine", f"bee={breeds}", "--margin", "0.2", "-o", to)
+    assert "named further" in said.stdout
+    assert "collie, poodle" in said.stdout
+    made = by.load(to)
+    wanted = refine(by.assemble([by.load(component)]), {"bee": by.load(breeds)}, margin=0.2)
+    picture = place / "images/0.png"
+    told = json.loads(run("predict", to, picture, "--score", "0.05", "--json").stdout)["predictions"][0]["objects"]
+    (found,) = wanted.detect(str(picture), score=0.05)
+    assert [one["class"] for one in told] == [wanted.classes[k] for k in found.labels]
+    assert [one["score"] for one in told] == pytest.approx(found.scores.tolist(), abs=1e-5)
+    assert {"collie", "poodle"} & {one["class"] for one in told}
+    assert made.manifest.margin == 0.2
+    assert "named further" in run("show", to).stdout
+    assert json.loads(run("show", to, "--json").stdout)["refines"] == ["bee"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--refine", "bee"], "give it as dog=breeds.safetensors"),
+        (["--refine", "wasp=FILE"], "classes: bee, dog"),
+        (["--margin", "0.2"], "needs --refine"),
+        (["--refine", "bee=FILE", "--refine", "bee=FILE"], "each class once"),
+    ],
+)
+def test_what_is_named_further_must_be_said(
+    component: Path, breeds: Path, tmp_path: Path, words: list[str], why: str
+) -> None:
+    given = [word.replace("FILE", str(breeds)) for word in words]
+    said = run("assemble", component, *given, "-o", tmp_path / "refined.safetensors", code=1)
+    assert why in said.stderr
+    assert not (tmp_path / "refined.safetensors").exists()
+
+
+def test_a_refined_detector_is_not_joined_again(component: Path, breeds: Path, tmp_path: Path) -> None:
+    to = refine(by.load(component), {"bee": by.load(breeds)}).save(tmp_path / "refined.safetensors")
+    for command in (
+        ["assemble", to, "-o", tmp_path / "x.safetensors"],
+        ["rename", to, "bee=wasp", "-o", tmp_path / "x.safetensors"],
+        ["report", to, "-o", tmp_path / "x.html"],
+    ):
+        assert "found a refined detector" in run(*command, code=1).stderr

@@ -16,8 +16,9 @@ from brickyard import BrickyardError
 from brickyard.axes import trace
 from brickyard.evaluation import faithfulness, features
 from brickyard.export import export_html, export_onnx, torch_program
+from brickyard.healing._distil import distil_network
 from brickyard.outputs._detections import Detections
-from brickyard.reports import model_card, report
+from brickyard.reports import model_card
 from brickyard.surgery import cut
 from brickyard.testing import randomised, zeroed_output
 from brickyard.training import distil
@@ -292,12 +293,10 @@ def test_what_a_detector_cannot_do_is_one_error(tmp_path: Any) -> None:
     with refused("option-wrong-object", "detector"):
         by.finetune(part, (images(), rows()))
     for call in (
-        lambda: by.disassemble(source, relevance, task=[0], heal="distil", minutes=0.01),
         lambda: by.disassemble(source, relevance, task=[0], budget=by.Budget(flops=0.9), select="taylor"),
         lambda: distil(part, images(), like="zoo:cnn?width=0.125"),
         lambda: export_html(part, tmp_path / "part.html"),
         lambda: torch_program(part),
-        lambda: report([part]),
         lambda: features(part, (images(), rows())),
         lambda: faithfulness(source, relevance, [0], (images(), rows())),
     ):
@@ -307,6 +306,39 @@ def test_what_a_detector_cannot_do_is_one_error(tmp_path: Any) -> None:
     chain = by.disassemble(*_classifier(), task=["0", "1"])
     with refused("option-conflict", "predict"):
         chain.detect(images(1))
+
+
+def test_training_towards_the_source_brings_scores_and_boxes_closer() -> None:
+    source, _ = located(SEPARATE)
+    graph = trace(source, images(2), boxes=SEPARATE)
+    kind = Detections().reading(graph.boxes, graph.input_shape)
+    kept = graph.boxes.kept((0, 2))
+    keep = {graph.output.name: torch.tensor([0, 2]), "down.0": torch.arange(4)}
+    x = images(24)
+    found = cut(graph, keep)
+
+    def apart() -> float:
+        with torch.no_grad():
+            wanted = graph.network(x[16:])[:, list(kept)]
+            return float((kind.compared(found(x[16:]), wanted) - kind.compared(wanted, wanted)).square().sum(1).mean())
+
+    before = apart()
+    report = distil_network(
+        graph.network, found, kept, [x[:16]], [x[16:]], outputs=kind, steps=24, batch_size=8, lr=1e-2
+    )
+    assert report.kl_before == pytest.approx(before, rel=1e-5)
+    assert report.kl_after == pytest.approx(apart(), rel=1e-5)
+    assert report.kl_after < 0.7 * before
+    assert report.agreement_after >= report.agreement_before
+
+
+def test_a_component_may_be_trained_towards_its_source() -> None:
+    source, relevance = located(SEPARATE)
+    options = {"task": [0, 2], "budget": by.Budget(flops=0.8)}
+    part = by.disassemble(source, relevance, heal="distil", minutes=0.01, batch_size=4, **options)
+    assert part.manifest.heal.method == "distil"
+    assert part.manifest.heal.steps > 0
+    assert part.manifest.agreement is not None
 
 
 def _classifier() -> tuple[nn.Module, by.Relevance]:

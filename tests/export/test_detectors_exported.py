@@ -36,6 +36,26 @@ CODINGS = {
     "bins": by.Boxes(classes=5, scores_at=0, boxes_at=5, scores="sigmoid", coding="bins", bins=3, **GRIDS),
     "centre": by.Boxes(scores_at=4, boxes_at=0, coding="centre", outputs_first=True),
     "corners": by.Boxes(scores_at=5, boxes_at=0, objectness_at=4, coding="corners", scores="sigmoid"),
+    "points": by.Boxes(
+        scores_at=5,
+        boxes_at=0,
+        objectness_at=4,
+        coding="sides",
+        scores="sigmoid",
+        joined="geometric",
+        offset=0,
+        **GRIDS,
+    ),
+    "deltas": by.Boxes(
+        scores_at=5,
+        boxes_at=0,
+        background_at=4,
+        coding="deltas",
+        scores="softmax",
+        weights=(10, 10, 5, 5),
+        **GRIDS,
+        anchors=(((2.5, 3),), ((4, 6),)),
+    ),
 }
 HOWS: dict[str, dict[str, Any]] = {
     "grid": {"size": SIZE, "fit": "letterbox", "fill": 0.5, "order": "bgr"},
@@ -43,6 +63,8 @@ HOWS: dict[str, dict[str, Any]] = {
     "bins": {"size": SIZE, "fit": "pad", "place": "corner"},
     "centre": {"size": SIZE, "fit": "letterbox", "place": "corner"},
     "corners": {},
+    "points": {"size": SIZE, "fit": "letterbox", "place": "corner", "fill": 0.4},
+    "deltas": {"size": SIZE},
 }
 
 
@@ -51,11 +73,11 @@ class Net(nn.Module):
 
     def __init__(self, boxes: by.Boxes, classes: int = 5) -> None:
         super().__init__()
-        self.boxes, objectness = boxes, boxes.objectness_at is not None
+        self.boxes, more = boxes, boxes.others - boxes.box_outputs
         self.stem = nn.Conv2d(3, 6, 3, 2, 1)
         self.down = nn.Conv2d(6, 6, 3, 2, 1)
         self.shapes = nn.ModuleList(nn.Conv2d(6, boxes.box_outputs, 1) for _ in range(2))
-        self.sure = nn.ModuleList(nn.Conv2d(6, objectness + classes, 1) for _ in range(2))
+        self.sure = nn.ModuleList(nn.Conv2d(6, more + classes, 1) for _ in range(2))
         randomised(self)
 
     def forward(self, x: Tensor) -> Tensor:

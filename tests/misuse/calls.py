@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard import gnn
+from brickyard.assembly import Refined, refine
 from brickyard.axes import trace
 from brickyard.base._options import TrainingOptions
 from brickyard.evaluation import faithfulness, features, probe
@@ -57,6 +58,7 @@ class Models:
     found: by.Relevance
     objects: by.Component
     all_objects: by.Assembly
+    refined: Refined
     untrained: list[nn.Module]
     folder: Path
 
@@ -103,8 +105,14 @@ def make_models(folder: Path) -> Models:
     all_objects = by.assemble([objects, by.disassemble(detector, found, task=["0"], heal="none")])
     return Models(
         *(source, relevance, component, other, loaded, assembly, cascade, several, several_assembly),
-        *(nodes, located, parts[0], whole, detector, found, objects, all_objects, [randomised(Residual(2))], folder),
+        *(nodes, located, parts[0], whole, detector, found, objects, all_objects),
+        *(refine(objects, {"1": _namer(component)}), [randomised(Residual(2))], folder),
     )
+
+
+def _namer(component: by.Component) -> by.Component:
+    """A classifier for pictures of any size, with names of its own."""
+    return component.with_preprocessing(by.Preprocessing(size=(8, 8))).renamed({"1": "one", "3": "three"})
 
 
 def _data() -> ImageData:
@@ -195,6 +203,10 @@ CALLS: dict[str, Callable[[Models], Any]] = {
     "Assembly.save": lambda m: m.assembly.save(m.place("whole.safetensors")),
     "Assembly.with_decision_thresholds": lambda m: m.several_assembly.with_decision_thresholds(0.7),
     "Assembly.with_manifest": lambda m: m.assembly.with_manifest(),
+    "assembly.refine": lambda m: refine(m.objects, {"1": _namer(m.component)}).classes,
+    "assembly.Refined.detect": lambda m: [list(one) for one in m.refined.detect(X, score=0.01)],
+    "assembly.Refined.predict": lambda m: m.refined.predict(X),
+    "assembly.Refined.save": lambda m: m.refined.save(m.place("refined.safetensors")),
     "Assembly.with_scaling": lambda m: m.assembly.with_scaling(*_scaling(m)),
     "Relevance.check_source": lambda m: m.relevance.check_source(m.source),
     "Relevance.graph": lambda m: str(m.relevance.graph(m.source)),
@@ -291,6 +303,7 @@ WITHOUT: dict[str, str] = {
     **dict.fromkeys(
         [
             *(f"Assembly.{n}" for n in ["components", "distinct_networks", "networks", "plot", "shaped_networks"]),
+            *("Assembly.content", "Component.content"),
             *("Component.plot", "gnn.GraphAssembly.plot", "gnn.GraphComponent.plot"),
             *(
                 f"network.Network.{n}"

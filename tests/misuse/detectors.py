@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import brickyard as by
+from brickyard.assembly import Refined, refine
 from brickyard.evaluation import Drop, Precision, average_precision, paired_drop
 from brickyard.inputs import BoxData, Truth, load_box_data
 from brickyard.reports import draw_boxes
@@ -52,6 +53,12 @@ def lost(world: World) -> float:
     return found.drop
 
 
+def further(world: World, **options: Any) -> Refined:
+    """Boxes of a class named further by a classifier, whose names are its own."""
+    namer = world.component.with_preprocessing(by.Preprocessing(size=(8, 8))).renamed({"1": "one", "3": "three"})
+    return refine(part(), {"1": namer}, **options)
+
+
 def drawn(world: World) -> tuple[int, int]:
     return draw_boxes(Image.new("RGB", (400, 300)), BOX, ["cat"], [0]).size
 
@@ -79,5 +86,18 @@ CASES = [
     Case("detectors: detect of a classifier", lambda w: w.component.detect(X), "option-conflict", "predict"),
     Case("detectors: names are scored", lambda w: part().score(X, ["1"] * 12), "option-conflict", "evaluate"),
     Case("detectors: finetuned", lambda w: by.finetune(part(), (X, ROWS)), "option-wrong-object", "finetune"),
+    Case("detectors: named further", lambda w: further(w).classes, ("1", "3", "one", "three")),
+    Case("detectors: named further, unknown class", lambda w: refine(part(), {"cat": w.component}),
+         "task-unknown-class", "cat"),
+    Case("detectors: named further by nobody", lambda w: refine(part(), {}), "option-type", "0"),
+    Case("detectors: named further by a detector", lambda w: refine(part(), {"1": part()}), "option-wrong-object",
+         "detector"),
+    Case("detectors: a classifier named further", lambda w: refine(w.component, {"1": w.component}),
+         "option-wrong-object", "classifier"),
+    Case("detectors: classes there twice", lambda w: refine(part(), {"1": w.component.with_preprocessing(
+         by.Preprocessing(size=(8, 8)))}), "task-class-in-two-parts", "'1'"),
+    Case("detectors: pictures as they are", lambda w: refine(part(), {"1": w.component}), "option-conflict", "size"),
+    Case("detectors: too many crops", lambda w: further(w, crops=1000), "option-range", "crops"),
+    Case("detectors: refined ones joined", lambda w: by.assemble([further(w)]), "option-wrong-object", "Refined"),
     Case("detectors: in padded form", lambda w: by.assemble([part()], form="padded"), "option-conflict", "form"),
 ]  # fmt: skip

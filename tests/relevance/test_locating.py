@@ -238,11 +238,11 @@ def test_a_stopped_call_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
     whole = find().save(tmp_path / "whole.safetensors").read_bytes()
     calls: list[int] = []
 
-    def stopping(graph, batches, seen):
+    def stopping(graph, batches, seen, answering):
         calls.append(len(calls))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return class_sums(graph, batches, seen)
+        return class_sums(graph, batches, seen, answering)
 
     monkeypatch.setattr("brickyard.relevance._locate.class_sums", stopping)
     folder = tmp_path / "notes"

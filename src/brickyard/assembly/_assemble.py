@@ -11,7 +11,7 @@ from torch import nn
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._budget import within_budget
 from brickyard.assembly._cascade import cascaded, check_cascade
-from brickyard.assembly._detectors import check_detectors
+from brickyard.assembly._detectors import check_detectors, scaling_of
 from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
 from brickyard.assembly._merging import merged
@@ -95,7 +95,8 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
             "option-type", f"assemble needs a list of components, got {type(components).__name__}; put it in a list"
         )
     parts, gone = _opened(components)
-    if any(part.manifest.boxes is not None for part in parts):
+    boxed = any(part.manifest.boxes is not None for part in parts)
+    if boxed:
         check_detectors(options)
         form, scaling = "parallel", "none"
     scaling = _with_images(parts, form) if scaling == "auto" and images is not None else scaling
@@ -123,17 +124,26 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     evidence = Evidence(manifest, inside=form in ("parallel", "cascade", "merged") and bool(assembly.depths))
     more = {key: options[key] for key in options if key not in declared(AssembleOptions)}
     if images is not None:
-        begun = assembly.with_scaling(*scale("auto", evidence, {}))
-        seen = shared_signals(begun, images, features=strategy.gated, shots=options["shots"], seed=options["seed"])
-        evidence = seen.evidence(begun.manifest)
-        shown = UsedRecord.of(as_bytes(seen.marks(begun.manifest.parts))).joined(assembly.manifest.used)
-        assembly = assembly.with_manifest(used=shown)
+        assembly, evidence = _shown(assembly, evidence, options, strategy)
     assembly = assembly.with_scaling(*scale(scaling, evidence, more))
+    if boxed and options["scaling"] == "auto":
+        assembly = assembly.with_manifest(scaling=scaling_of(parts))
     if doubted := doubts(assembly.manifest):
         warnings.warn("; ".join(doubted), BrickyardWarning, stacklevel=4)
     if form == "cascade":
         return cascaded(assembly, options["calibration"], options["agreement"], options["seed"])
     return assembly
+
+
+def _shown(
+    assembly: Assembly, evidence: Evidence, options: Mapping[str, Any], strategy: Scaling
+) -> tuple[Assembly, Evidence]:
+    """The assembly that has been shown labelled images, and what a scaling can be fitted to."""
+    begun = assembly.with_scaling(*scale("auto", evidence, {}))
+    asked = {"features": strategy.gated, "shots": options["shots"], "seed": options["seed"]}
+    seen = shared_signals(begun, options["images"], **asked)
+    used = UsedRecord.of(as_bytes(seen.marks(begun.manifest.parts))).joined(assembly.manifest.used)
+    return assembly.with_manifest(used=used), seen.evidence(begun.manifest)
 
 
 def _check_calibration(options: Mapping[str, Any], strategy: Scaling) -> None:

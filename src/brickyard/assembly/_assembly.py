@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.assembly._common import given_to, network_shapes, shared
-from brickyard.assembly._detectors import boxes_of_all, found_among
+from brickyard.assembly._detectors import boxes_of_all, found_among, spans_of
 from brickyard.assembly._looking import Lookers, Row, chosen, looked, lookers_of
 from brickyard.assembly._turns import Glance, in_turn, ranked
 from brickyard.base._checks import EVEN, decision_thresholds, given_path
@@ -404,12 +405,17 @@ class Assembly(Joined, Predictor):
         return self.signals(images).logits
 
     def found(self, sides: tuple[int, ...], logits: Tensor, *how: Any) -> list[Found]:
-        return found_among(self.outputs, sides, logits, *how)
+        return found_among(self.outputs, self.owners, self._spans, sides, logits, how)
+
+    @cached_property
+    def _spans(self) -> tuple[int, ...]:
+        return spans_of(self.components(), self.manifest)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map raw images to the logits of all classes."""
         if isinstance(self.outputs, Detections):
-            return boxes_of_all(self.components(), self.manifest.places, self._outputs(self.inputs(images)), images)
+            said, precise = self._outputs(self.inputs(images)), self.manifest.scaling.name == "auto"
+            return boxes_of_all(self.components(), self.manifest.places, said, images, precise=precise)
         return self._in_turn(images)[0] if self.stages else self.answers(self.inputs(images))
 
     logits = forward
@@ -534,6 +540,11 @@ class Assembly(Joined, Predictor):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
+        text, tensors = self.content()
+        return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
+
+    def content(self) -> tuple[AssemblyFile, dict[str, Tensor]]:
+        """What its file holds: the text, and the tensors."""
         networks = self.networks()
         tensors = self._scaling_tensors() | tensors_of(self.gate, "scaling.gate.")
         tensors |= tensors_of(self.glance, "cascade.glance.")
@@ -545,8 +556,7 @@ class Assembly(Joined, Predictor):
             tensors |= tensors_of(part.familiarity, f"familiarity.{index}.")
         specs = tuple(network.to_spec() for network in networks)
         ties = dict(self.sharing.ties)
-        text = AssemblyFile(manifest=self.manifest, networks=specs, skeletons=self.skeletons, shared=ties)
-        return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
+        return AssemblyFile(manifest=self.manifest, networks=specs, skeletons=self.skeletons, shared=ties), tensors
 
 
 def check_model(model: object, verb: str) -> None:

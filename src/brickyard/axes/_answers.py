@@ -100,7 +100,7 @@ def path_to_logits(result: Any, images: int, output: str | None = None, form: Fo
         OptionError: The result has no part of that name.
     """
     if output is not None:
-        start = _way(result, output)
+        start = path_to(result, output)
         rest = path_to_logits(at(result, start), images, form=form)
         return None if rest is None else (*start, *rest)
     if isinstance(result, Tensor):
@@ -130,7 +130,7 @@ def _come_of(logits: Tensor, other: Tensor) -> bool:
     )
 
 
-def _way(result: Any, output: str) -> Path:
+def path_to(result: Any, output: str) -> Path:
     """The way to the part of a result that has a name.
 
     Raises:

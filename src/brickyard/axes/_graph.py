@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from brickyard.axes._answers import Form, with_two_classes
 from brickyard.axes._atoms import DimRecord, DimRole, Labels, Purse, settled
+from brickyard.axes._detector_models import with_one_output
 from brickyard.axes._endings import with_logits
 from brickyard.axes._labels import Labeller
 from brickyard.axes._places import failing_step
@@ -30,6 +31,7 @@ from brickyard.base._errors import OptionError, TraceError
 from brickyard.base._messages import first_line, shown
 from brickyard.base._records import Pinned
 from brickyard.base._sides import BATCHED
+from brickyard.network._identity import source_of
 from brickyard.network._layer_types import layer_role, mixing_of, tensor_dims
 from brickyard.network._network import Network, Node, iter_layers, kind, step_shapes
 from brickyard.network._untouched import guarded
@@ -316,7 +318,8 @@ def trace(model: nn.Module, example: Tensor, output: str | int | None = None, *,
         output: Which part of what the model returns the logits are, where several could be: a key or the name of a
             field, a place in a tuple, or several of these joined with dots.
         boxes: How to read the outputs of a detector, which returns one tensor with outputs for many places; its graph
-            ends in (batch, outputs, places).
+            ends in (batch, outputs, places). RetinaNet, FCOS and SSD of torchvision are known, and need none. Several
+            tensors become one in the order of their names in `output`, such as "boxes,scores".
 
     Returns:
         A graph that prints as a table of axes: size, writers, readers, followers, and why an axis is pinned.
@@ -340,6 +343,7 @@ def trace(model: nn.Module, example: Tensor, output: str | int | None = None, *,
     if isinstance(example, Tensor) and example.ndim in BATCHED:
         example = torch.cat([example, example])[:2]
     asked = None if output is None else output_name(output)
+    model, boxes, asked = with_one_output(source_of(model), example, boxes, asked)
     network, example = _precise(read_network(model, example, asked, Form(boxes)), example)
     if boxes is not None:
         return _of_detector(network, example, boxes)

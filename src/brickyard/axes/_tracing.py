@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from brickyard.axes._answers import (
     LOGITS_ALONE,
+    SHOWN,
     Form,
     Path,
     at,
@@ -331,7 +332,9 @@ def _path(model: nn.Module, result: Any, images: int, output: str | None, form: 
         advice = f"return {what} alone"
         if len(several := logits_in(result, images, form)) > 1:
             named += f"; {' and '.join(map(repr, several[:6]))} could be them"
-            advice = f"name them with output={several[0]!r}, or --output-name {several[0]}"
+            name = several[0] if form.boxes is None else ",".join(several[:SHOWN])  # in the order of `boxes`
+            order = "" if form.boxes is None else " (all that are needed, in the order in which boxes= describes them)"
+            advice = f"name them with output={name!r}, or --output-name {name}{order}"
         raise TraceError(
             "trace-output",
             f"{type(model).__name__} must return floating-point {form.words} for {images} images, alone, "

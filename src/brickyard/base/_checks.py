@@ -62,16 +62,15 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def whole(name: str, value: Any, least: int = 1, advice: str = "") -> int:
+def whole(name: str, value: Any, least: int = 1, advice: str = "", most: float = math.inf) -> int:
     """Convert an integer, including numpy's, to an int.
 
     Raises:
-        OptionError: The value is not an integer, or is below `least`.
+        OptionError: The value is not an integer, is below `least`, or above `most`.
     """
-    if not is_whole(value) or value < least:
-        raise OptionError(
-            "option-range", f"{name}={brief(value)} is not an integer of {least} or more; {advice or 'give one'}"
-        )
+    if not is_whole(value) or not least <= value <= most:
+        span = f"of {least} or more" if most == math.inf else f"from {least} to {most:g}"
+        raise OptionError("option-range", f"{name}={brief(value)} is not an integer {span}; {advice or 'give one'}")
     return int(value)
 
 

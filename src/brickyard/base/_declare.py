@@ -176,7 +176,7 @@ class Opt:
         elif self.kind is bool:
             return flag(what, value)
         elif self.kind is int:
-            return whole(what, value, int(self.least), self.advice)
+            return whole(what, value, int(self.least), self.advice, self.most)
         elif self.kind is float:
             return share_or_more(what, value) if self.bounds == {"ge": 0} else self._number(what, value)
         elif isinstance(self.kind, type) and is_dataclass(self.kind):

@@ -330,7 +330,7 @@ class LocateOptions(TypedDict, total=False):
         str | Boxes | None,
         Opt(default=None, validate=outputs_asked, shell=str,
             help="Let an image belong to one class or to several, or show boxes: one, several, a family of detectors "
-                 "(yolox, nanodet, yolov5, yolov8), or a kind of your own.",
+                 "(yolox, nanodet, yolov5, yolov8, retinanet, fcos, ssd, ssdlite), or a kind of your own.",
             unset="several for a model of transformers that was trained for it, else one"),
     ]  # fmt: skip
     output: Annotated[
@@ -502,6 +502,21 @@ class AssembleOptions(TypedDict, total=False):
         Opt(default=None, help="Fill in the weights of a union from the parts' common source.", unset="none"),
     ]
     seed: Seed
+
+
+class RefineOptions(TypedDict, total=False):
+    """Options of `brickyard.assembly.refine`."""
+
+    margin: Annotated[
+        float,
+        Opt(default=0.1, least=0, most=1, noun="a share ",
+            help="Enlarge a box by this share of its width and height to each side before it is named further."),
+    ]  # fmt: skip
+    crops: Annotated[
+        int,
+        Opt(default=100, least=1, most=300,
+            help="Name at most this many boxes of a class and an image further, the surest."),
+    ]  # fmt: skip
 
 
 class EvaluateOptions(TypedDict, total=False):

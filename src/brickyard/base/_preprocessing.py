@@ -18,6 +18,14 @@ FILLED = ("pad", "letterbox")  # ways that leave something around a picture
 
 
 _BOXED: dict[str, Any] = {"size": (640, 640), "fit": "letterbox", "channels": 3, "fill": 114 / 255, "antialias": False}
+_TORCHVISION: dict[str, Any] = {
+    **_BOXED,
+    "fill": 0.449,  # about what becomes zero
+    "place": "corner",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
+_RESIZED: dict[str, Any] = {"fit": "resize", "channels": 3, "antialias": False}
 _DETECTORS: dict[str, dict[str, Any]] = {
     "yolox": {**_BOXED, "place": "corner", "order": "bgr", "mean": (0.0,), "std": (1 / 255,)},
     "nanodet": {
@@ -30,6 +38,15 @@ _DETECTORS: dict[str, dict[str, Any]] = {
     },
     "yolov5": _BOXED,
     "yolov8": _BOXED,
+    "retinanet": _TORCHVISION,
+    "fcos": _TORCHVISION,
+    "ssd": {
+        **_RESIZED,
+        "size": (300, 300),
+        "mean": (0.48235, 0.45882, 0.40784),
+        "std": (1 / 255,),
+    },
+    "ssdlite": {**_RESIZED, "size": (320, 320), "mean": (0.5,), "std": (0.5,)},
 }
 
 

@@ -18,6 +18,7 @@ from brickyard.base._frozen import Count, Frozen, Json, Name
 from brickyard.base._history import TuneRecord, UsedRecord, Versions
 from brickyard.base._limits import check_axes
 from brickyard.base._merged import MergedRecord
+from brickyard.base._precisions import PrecisionRecord
 from brickyard.base._preprocessing import Preprocessing as Preprocessing
 from brickyard.base._specs import NetworkSpec
 from brickyard.base._statistics import Statistics, StrangersRecord
@@ -135,7 +136,8 @@ class ComponentManifest(Frozen):
     the task, and how many were looked at. `decision_thresholds` has, for each class, the probability above which an
     answer includes it, where classes do not exclude each other; none stands for one half each. `task` has the classes
     of the source that were cut for. `members` divides these among the component's classes, where one of them stands for
-    several or has a name of its own; none stands for one each, of the same name. `used` says which images the component
+    several or has a name of its own; none stands for one each, of the same name. `precisions` says how often boxes of a
+    detector are right, by their score; None where too few were seen to tell. `used` says which images the component
     was located, repaired and measured with.
     """
 
@@ -159,6 +161,7 @@ class ComponentManifest(Frozen):
     boxes: Boxes | None = None
     decision_thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     statistics: Statistics | None = None
+    precisions: PrecisionRecord | None = None
     used: UsedRecord | None = None
     scores: dict[str, Json] = {}
     versions: Versions
@@ -180,6 +183,8 @@ class ComponentManifest(Frozen):
         check_axes([axis.size for axis in self.axes.values()])
         if self.boxes is not None and self.boxes.classes != len(self.source.classes):
             raise ValueError(f"boxes of {self.boxes.classes} classes for the {len(self.source.classes)} of the source")
+        if self.precisions is not None and self.boxes is None:
+            raise ValueError("a curve of the precisions of boxes, and no boxes")
         if max(self.task) >= len(self.source.classes):
             raise ValueError(f"the task has classes beyond the {len(self.source.classes)} of the source")
         if tuple(k for group in self.groups for k in group) != self.task:

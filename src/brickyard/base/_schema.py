@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from brickyard.base._records import FORMAT_VERSION, AssemblyFile, ComponentFile, RelevanceFile
+from brickyard.base._refined import RefinedFile
 
 
 def file_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a file's text, whether it holds a component, an assembly, or relevances."""
+    """Return the JSON Schema of a file's text, whatever it holds."""
     from pydantic import TypeAdapter
 
-    kinds = (ComponentFile, AssemblyFile, RelevanceFile)
-    schema = TypeAdapter(ComponentFile | AssemblyFile | RelevanceFile).json_schema()
+    kinds = (ComponentFile, AssemblyFile, RefinedFile, RelevanceFile)
+    schema = TypeAdapter(ComponentFile | AssemblyFile | RefinedFile | RelevanceFile).json_schema()
     for kind in kinds:
         entry = schema["$defs"][kind.__name__]
         entry["properties"]["format"] = {

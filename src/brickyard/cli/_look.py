@@ -18,7 +18,7 @@ from brickyard.base._options import DetectOptions, EvaluateOptions, LocateOption
 from brickyard.cli import _options as words
 from brickyard.cli._costs import costs
 from brickyard.cli._options import DATA_HELP, File, Force, check_effect, with_options
-from brickyard.cli._output import Result, keep, loaded, model
+from brickyard.cli._output import Result, answering, keep, loaded, model
 from brickyard.runtime._progress import say, speaks
 from brickyard.sources import _resolve as resolve
 
@@ -178,10 +178,13 @@ def _is_source(path: Path) -> bool:
 
 
 def _show_file(path: Path, axes: bool) -> Result:
+    from brickyard.assembly._refined import Refined
     from brickyard.component._component import Component
     from brickyard.relevance._relevance import Relevance
 
     found = loaded(path)
+    if isinstance(found, Refined):
+        return Result(found.manifest.model_dump(mode="json"), found)
     rows: dict[str, str] = {}
     if isinstance(found, Relevance):
         value: dict[str, Any] = {
@@ -242,8 +245,8 @@ def predict(
     printed = csv is not None and str(csv) == "-"
     if csv is not None and not printed:
         resolve.check_free(csv, force, file)
-    classifier = model(file)
-    if classifier.manifest.parts[0].boxes is None:
+    classifier = answering(file)
+    if getattr(classifier, "detector", classifier).manifest.parts[0].boxes is None:
         check_effect(f"{file} is a classifier", **options)
         answers = Answers(classifier, top or 3)
     else:

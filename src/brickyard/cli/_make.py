@@ -276,7 +276,7 @@ def _figures(component: Component, output: Path) -> dict[str, Any]:
     }
 
 
-@with_options(declarations.AssembleOptions)
+@with_options(declarations.AssembleOptions, unset=(declarations.RefineOptions,))
 def assemble(
     files: Annotated[list[str], Argument(help="Component or assembly files; with --yard, class names.")],
     output: Output,
@@ -301,6 +301,13 @@ def assemble(
         str | None, Option(help="With --form union: fill in weights from the parts' common source.")
     ] = None,
     weights: Weights = None,
+    refine: Annotated[
+        list[str] | None,
+        Option(
+            help="With detectors: name boxes of a class further with the classifier in a file, as "
+            "dog=breeds.safetensors; may be repeated."
+        ),
+    ] = None,
     force: Force = False,
     **options: Any,
 ) -> Result:
@@ -308,6 +315,9 @@ def assemble(
     from brickyard.assembly._assemble import assemble as join
 
     resolve.check_free(output, force, source, weights, *files)
+    further = _classifiers(refine or [], output, force)
+    how = {name: options.pop(name) for name in declared(declarations.RefineOptions)}
+    check_companion("--refine", bool(further), **how)
     check_companion("--yard", yard is not None, max_parameters=max_parameters, max_flops=max_flops)
     check_companion("--images, once per part", bool(images), shots=options["shots"])
     limited = options["flops"] is not None or options["parameters"] is not None
@@ -344,10 +354,49 @@ def assemble(
     origin = None if source is None else resolve.models_of([source], [weights] if weights else [], manifests)[0]
     given = {**gathered(declarations.AssembleOptions, options), "without": without or [], "images": labelled}
     whole = join(parts, **given, calibration=shown, source=origin)
-    whole.save(output, overwrite=force)
     cost, line = costs(whole)
     value = {"output": str(output), "costs": cost, "scaling": options["scaling"], **_joined(whole)}
-    return Result(value | ({"components": chosen} if chosen else {}), f"{whole}\n{line}\n{output}")
+    value |= {"components": chosen} if chosen else {}
+    if further:
+        return _refined(whole, further, how, output, force, value, line)
+    whole.save(output, overwrite=force)
+    return Result(value, f"{whole}\n{line}\n{output}")
+
+
+def _classifiers(words: list[str], output: Path, force: bool) -> dict[str, Any]:
+    """The classifiers that name boxes of a class further, by its name, as typed: "dog=breeds.safetensors".
+
+    Raises:
+        OptionError: One is not typed so.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, _, path = word.rpartition("=")
+        if not name or not path or name in found:
+            why = f"--refine {word} does not say which class which file names further, each class once"
+            raise OptionError("option-type", f"{why}; give it as dog=breeds.safetensors")
+        resolve.check_free(output, force, path)
+        found[name] = model(Path(path))
+    return found
+
+
+def _refined(
+    whole: Assembly,
+    classifiers: dict[str, Any],
+    how: dict[str, Any],
+    output: Path,
+    force: bool,
+    value: dict[str, Any],
+    line: str,
+) -> Result:
+    """Write an assembly of detectors whose boxes are named further, and say what it is."""
+    from brickyard.assembly._refined import refine
+
+    made = refine(whole, classifiers, **{name: one for name, one in how.items() if one is not None})
+    made.save(output, overwrite=force)
+    told = {"classes": list(made.classes), "refines": list(classifiers)}
+    once = "for the detector, and for each box of theirs those of the classifiers"
+    return Result(value | told, f"{made}\n{line}, {once}\n{output}")
 
 
 def _joined(whole: Assembly) -> dict[str, Any]:

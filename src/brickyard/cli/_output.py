@@ -87,6 +87,15 @@ def model(path: Path) -> Any:
     return loaded(path, Component, Assembly)
 
 
+def answering(path: Path) -> Any:
+    """What answers to images in a file: a component, an assembly or a refined detector."""
+    from brickyard.assembly._assembly import Assembly
+    from brickyard.assembly._refined import Refined
+    from brickyard.component._component import Component
+
+    return loaded(path, Component, Assembly, Refined)
+
+
 def _room() -> float:
     """How many columns a table may take."""
     if sys.stdout is None or not sys.stdout.isatty():

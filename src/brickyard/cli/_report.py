@@ -113,15 +113,18 @@ def report(
 ) -> Result:
     """Write an HTML report on files. It shows scores, sizes, channels, relevances, routes and origins."""
     from brickyard.assembly._assembly import Assembly
+    from brickyard.component._component import Component
     from brickyard.relevance._relevance import Relevance
     from brickyard.reports._page import write_report
 
     paths, specs = [*files, *(relevance or [])], source or []
     resolve.check_free(output, force, *paths, *specs, *(weights or []))
-    items: list[Any] = [loaded(path) for path in files] + [loaded(path, Relevance) for path in relevance or []]
+    items: list[Any] = [loaded(path, Component, Assembly, Relevance) for path in files] + [
+        loaded(path, Relevance) for path in relevance or []
+    ]
     if faithful and not (source and data and len(data) == 1):
         raise OptionError("option-requires-option", "--faithfulness needs --source and exactly one --data; give both")
-    parts = [() if isinstance(item, Relevance) else item.manifest.parts for item in items]
+    parts: list[Any] = [() if isinstance(item, Relevance) else item.manifest.parts for item in items]
     every = [part for own in parts for part in own]
     found = iter(_data_of_parts(data, paths, items, split, max_images) if data else [])
     images: list[Any] = []

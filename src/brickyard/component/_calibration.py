@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -289,15 +289,20 @@ class Judge:
     whole: bool
     sizes: Sequence[int]
 
-    def agreeing(self, network: nn.Module, batches: Sequence[Tensor]) -> tuple[int, int]:
-        """How many preprocessed images have the same answer from both, and how many there are."""
-        same = count = 0
+    def answers(self, network: nn.Module, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What a network and the source say of the task to preprocessed images, batch by batch."""
         with torch.no_grad():
             for x in batches:
                 found = network(x.to(kind(network).dtype))
                 ours, theirs = self._head(found) if self.whole else found, self._head(self.graph.network(x))
-                own, of = self.outputs.agreeing(*(self.outputs.merged(z, self.sizes) for z in (ours, theirs)))
-                same, count = same + own, count + of
+                yield self.outputs.merged(ours, self.sizes), self.outputs.merged(theirs, self.sizes)
+
+    def agreeing(self, network: nn.Module, batches: Sequence[Tensor]) -> tuple[int, int]:
+        """How many preprocessed images have the same answer from both, and how many there are."""
+        same = count = 0
+        for ours, theirs in self.answers(network, batches):
+            own, of = self.outputs.agreeing(ours, theirs)
+            same, count = same + own, count + of
         return same, count
 
     def _head(self, logits: Tensor) -> Tensor:

@@ -321,13 +321,17 @@ class Component(Cut, Predictor):
         """
         return save_component(self, given_path(path, "the file to write"), overwrite=overwrite)
 
+    def content(self) -> tuple[ComponentFile, dict[str, Tensor]]:
+        """What its file holds: the text, and the tensors."""
+        text = ComponentFile(manifest=self.manifest, network=self.network.to_spec(), skeleton=self.skeleton)
+        return text, tensors_of(self.network, "network.") | tensors_of(self.familiarity, "familiarity.")
+
 
 # -- writing -----------------------------------------------------------------------------------------------
 
 
 def save_component(component: Component, path: Path, *, overwrite: bool = False) -> Path:
-    text = ComponentFile(manifest=component.manifest, network=component.network.to_spec(), skeleton=component.skeleton)
-    tensors = tensors_of(component.network, "network.") | tensors_of(component.familiarity, "familiarity.")
+    text, tensors = component.content()
     return write(path, tensors, text.model_dump(mode="json"), overwrite)
 
 

@@ -22,6 +22,7 @@ from brickyard.base._doubts import of_repair, of_statistics
 from brickyard.base._errors import BrickyardWarning, DataError, FileError, OptionError, TaskError
 from brickyard.base._history import Versions
 from brickyard.base._options import DisassembleOptions
+from brickyard.base._precisions import PrecisionRecord
 from brickyard.base._records import (
     AxisRecord,
     ComponentManifest,
@@ -39,8 +40,10 @@ from brickyard.healing._places import Shown
 from brickyard.network._identity import weights_like
 from brickyard.network._network import Network, kind
 from brickyard.network._untouched import guarded
+from brickyard.outputs._detections import Detections, matches
 from brickyard.outputs._kinds import Outputs
 from brickyard.outputs._outputs import find_outputs, thresholds_for
+from brickyard.outputs._precisions import fitted
 from brickyard.relevance._relevance import Relevance, Relevances
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import step
@@ -134,8 +137,6 @@ class Choice:
         known = [*merged, *(name for k, name in enumerate(relevance.classes) if k not in task)]
         shares = () if given is None else thresholds_for(given, known)[: len(merged)]
         answers = find_outputs(relevance.outputs).reading(relevance.boxes, relevance.input_shape).deciding(shares)
-        if options["heal"] == "distil":
-            check_no_boxes(relevance, "heal='distil'", "use heal='refit', which needs no labels and is the default")
         if budget is not None and options["select"] == "taylor":
             check_no_boxes(relevance, "select='taylor'", "use select='damage', which is the default")
         if options["reject"]:
@@ -413,7 +414,7 @@ def _distilled(job: _Job, network: Network) -> int:
     report = distil_network(
         choice.graph.network,
         network,
-        choice.outputs,
+        choice.outputs if choice.graph.boxes is None else choice.graph.boxes.kept(tuple(choice.task)),
         images.shown.fit[: images.batches],
         images.shown.held,
         outputs=choice.answers,
@@ -449,6 +450,7 @@ def _describe(job: _Job, chosen: Selected, network: Network, healed: HealRecord)
 
 
 MINUTES = 5.0  # of training, where none are given
+LEAST = 0.05  # score of boxes that tell how often boxes of their score are right
 FEW = 0.1  # images to fit with are too few where others agree less often by this
 
 
@@ -467,7 +469,19 @@ def _judged(component: Component, job: _Job, images: Calibration) -> tuple[Compo
             BrickyardWarning,
             stacklevel=5,
         )
-    return component.with_manifest(agreement=(same, count)), few
+    return component.with_manifest(agreement=(same, count), precisions=_precisions(component, job.judge, images)), few
+
+
+def _precisions(component: Component, judge: Judge, images: Calibration) -> PrecisionRecord | None:
+    """How often boxes of a detector are right on images held back, by their score; None for a classifier."""
+    if not isinstance(judge.outputs, Detections):
+        return None
+    scores, right = [torch.zeros(0)], [torch.zeros(0)]
+    for ours, theirs in judge.answers(component.network, images.shown.held):
+        for own, known in zip(judge.outputs.find(ours, LEAST), judge.outputs.find(theirs), strict=True):
+            scores.append(own.scores.cpu())
+            right.append(matches(own.on_cpu(), known.on_cpu()))
+    return fitted(torch.cat(scores), torch.cat(right), images.held)
 
 
 def narrow(network: Network, dtype: torch.dtype) -> None:

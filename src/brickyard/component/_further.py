@@ -84,7 +84,8 @@ class Further:
         """The component as it is, told of as a cut of itself."""
         chosen = Selected(self.graph, self.graph.everything())
         manifest = self._manifest(chosen, self.component.network, self.cost, self.component.manifest.heal)
-        kept = {name: getattr(self.component.manifest, name) for name in ("agreement", "statistics", "scores")}
+        before, same = self.component.manifest, ("agreement", "statistics", "precisions", "scores")
+        kept = {name: getattr(before, name) for name in same}
         return Component(
             self.component.network,
             manifest.model_copy(update=kept),
@@ -162,6 +163,7 @@ class Further:
                 "agreement": None,
                 "used": self.used,
                 "statistics": None,
+                "precisions": None,
                 "scores": {},
                 "versions": made_with(),
                 "created": today(),

@@ -30,7 +30,7 @@ from brickyard.runtime._progress import bar, step
 LOWEST = 0.001  # score of boxes that are scored, at least
 IOU = 0.65  # overlap from which duplicates are suppressed, as is usual where precision is measured
 MOST = 300  # boxes of an image
-NOTE = "classes of a detector do not compete, so that restricted is the whole source's precision for these classes"
+NOTE = "restricted is the whole source's precision for these classes"
 
 
 class DetectorRow(Frozen):

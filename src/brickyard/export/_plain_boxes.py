@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from brickyard.base._boxes import Boxes
+from brickyard.base._boxes import Boxes, cells_along
 from brickyard.base._declare import declared
 from brickyard.base._options import BoxOptions
 from brickyard.base._records import Preprocessing
-from brickyard.outputs._detections import CANDIDATES, EXPONENT, LARGEST
+from brickyard.outputs._detections import CANDIDATES, EXPONENT, GROWTH, LARGEST
 
 _FIND = '''
 @torch.no_grad()
@@ -34,32 +34,42 @@ def find(model, images, score={score}, iou={iou}, most={most}):
 _DECODED = '''
 def decoded(rows):
     """Outputs (batch, {outputs}, places) -> boxes (batch, places, 4) and scores (batch, places, {count})."""
-    scores = rows[:, {scores}].transpose(1, 2){sigmoid}
+    scores = rows[:, {scores}].transpose(1, 2){activation}
 {objectness}    numbers = rows[:, {numbers}].transpose(1, 2)
 {corners}'''
-_OBJECTNESS = """    scores = scores * rows[:, {at}].unsqueeze(2){sigmoid}
+_OBJECTNESS = """    scores = {joined}
+"""
+_SOFTMAX = """    scores = torch.cat([scores, rows[:, {at}].unsqueeze(2)], 2).softmax(2)[..., :{count}]
 """
 _CELLS = '''
 def cells(like):
-    """Of each place its cell, (places, 2) as x and y, and how many pixels that has, (places, 1)."""
-    found, strides = [], []
-    for stride in ({strides}):
-        rows, columns = -(-{height} // stride), -(-{width} // stride)
+    """Of each place its cell, (places, 2) as x and y, how many pixels that has, (places, 1), and its anchor's size."""
+    found, strides, sizes = [], [], []
+    for stride, rows, columns, anchors in (
+{grids}
+    ):
+        own = torch.tensor(anchors, dtype=torch.float64)
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        found.append(torch.stack([x.flatten(), y.flatten()], 1))
-        strides.append(torch.full((rows * columns, 1), stride))
-    return torch.cat(found).to(like), torch.cat(strides).to(like)
+        found.append(torch.stack([x.flatten(), y.flatten()], 1).repeat_interleave(len(own), 0))
+        strides.append(torch.full((rows * columns * len(own), 1), stride, dtype=torch.float64))
+        sizes.append(own.repeat(rows * columns, 1))
+    return torch.cat(found).to(like), torch.cat(strides).to(like), torch.cat(sizes).to(like)
 '''
 _CORNERS = {
     "corners": "    return numbers, scores",
     "centre": """    middle, size = numbers[..., :2], numbers[..., 2:]
     return torch.cat([middle - size / 2, middle + size / 2], -1), scores""",
-    "grid": """    cell, stride = cells(numbers)
+    "grid": """    cell, stride, _ = cells(numbers)
     middle, size = (numbers[..., :2] + cell) * stride, numbers[..., 2:].clamp(max={exponent}).exp() * stride
     return torch.cat([middle - size / 2, middle + size / 2], -1), scores""",
-    "sides": """    cell, stride = cells(numbers)
-    middle, reach = (cell + 0.5) * stride, numbers * stride
+    "sides": """    cell, stride, _ = cells(numbers)
+    middle, reach = (cell + {offset}) * stride, numbers * stride
     return torch.cat([middle - reach[..., :2], middle + reach[..., 2:]], -1), scores""",
+    "deltas": """    cell, stride, anchor = cells(numbers)
+    weights = numbers.new_tensor({weights})
+    middle = (cell + {offset}) * stride + numbers[..., :2] / weights[:2] * anchor
+    size = (numbers[..., 2:] / weights[2:]).clamp(max={growth}).exp() * anchor
+    return torch.cat([middle - size / 2, middle + size / 2], -1), scores""",
 }
 _BINS = """    shares = numbers.unflatten(-1, (4, {bins})).softmax(-1)
     numbers = (shares * torch.arange({bins}).to(shares)).sum(-1)
@@ -99,22 +109,33 @@ def boxes_text(boxes: Boxes, how: Preprocessing, sides: tuple[int, ...]) -> str:
 
 
 def _cells(boxes: Boxes, sides: tuple[int, ...]) -> str:
-    strides = ", ".join(map(str, boxes.strides)) + "," * (len(boxes.strides) == 1)
-    return _CELLS.format(strides=strides, height=sides[0], width=sides[1])
+    grids = []
+    for number, stride in enumerate(boxes.strides):
+        rows, columns = (cells_along(side, stride) for side in sides)
+        anchors = boxes.anchors[number] if boxes.anchors else ((stride, stride),)
+        grids.append(f"        ({stride}, {rows}, {columns}, {[*map(tuple, anchors)]}),")
+    return _CELLS.format(grids="\n".join(grids))
 
 
 def _decoding(boxes: Boxes) -> str:
     count = boxes.classes or 0
     sigmoid = ".sigmoid()" if boxes.scores == "sigmoid" else ""
-    objectness = "" if boxes.objectness_at is None else _OBJECTNESS.format(at=boxes.objectness_at, sigmoid=sigmoid)
-    corners = _CORNERS["sides" if boxes.coding == "bins" else boxes.coding].format(exponent=EXPONENT)
+    more = ""
+    if boxes.objectness_at is not None:
+        product = f"scores * rows[:, {boxes.objectness_at}].unsqueeze(2){sigmoid}"
+        more = _OBJECTNESS.format(joined=product if boxes.joined == "product" else f"({product}).sqrt()")
+    if boxes.background_at is not None:
+        more = _SOFTMAX.format(at=boxes.background_at, count=count)
+    corners = _CORNERS["sides" if boxes.coding == "bins" else boxes.coding].format(
+        exponent=EXPONENT, growth=GROWTH, offset=boxes.offset, weights=boxes.weights
+    )
     return _DECODED.format(
         outputs=boxes.outputs,
         count=count,
         scores=f"{boxes.scores_at}:{boxes.scores_at + count}",
         numbers=f"{boxes.boxes_at}:{boxes.boxes_at + boxes.box_outputs}",
-        sigmoid=sigmoid,
-        objectness=objectness,
+        activation=sigmoid,
+        objectness=more,
         corners=(_BINS.format(bins=boxes.bins) if boxes.coding == "bins" else "") + corners,
     )
 

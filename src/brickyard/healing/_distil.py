@@ -39,7 +39,8 @@ class DistilReport:
     Attributes:
         steps: Number of steps taken.
         seconds: Time it took, with all checks.
-        agreement_before: Share of the held-back images that were answered as the source answers them.
+        agreement_before: Share of the held-back images that were answered as the source answers them; for a detector,
+            of the boxes that it found.
         agreement_after: The same for the state that stayed.
         kl_before: Mean Kullback-Leibler divergence from the source's probabilities on these images; for kinds of
             outputs that compete in no softmax, the distance that the kind defines.
@@ -198,7 +199,8 @@ class _Teacher:
         with torch.no_grad():
             logits = torch.cat([self.of(student, images) for images, _ in exam]).double()
         wanted = torch.cat([answers for _, answers in exam]).double()
-        return float(self.outputs.alike(logits, wanted).double().mean()), float(self.distance(logits, wanted, 1.0))
+        same, count = self.outputs.agreeing(logits, wanted)
+        return same / max(1, count), float(self.distance(logits, wanted, 1.0))
 
 
 class _Limit:

@@ -7,13 +7,14 @@ the network's input, duplicates are suppressed, and answers are compared. Boxes 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from brickyard.base._boxes import Boxes
+from brickyard.base._boxes import Boxes, cells_along
 from brickyard.base._errors import OptionError
 from brickyard.outputs._kinds import Outputs, Several, outputs
 
@@ -24,6 +25,7 @@ CANDIDATES = 4000  # of an image whose overlaps are compared, at most
 LARGEST = 4.0  # inputs: a box is cut off beyond
 _TINY = 1e-9
 EXPONENT = 12.0  # of a size, at most: wider than any input
+GROWTH = math.log(1000 / 16)  # the same for what an anchor is multiplied with, as torchvision has it
 
 
 class Found(NamedTuple):
@@ -54,15 +56,20 @@ def together(found: Sequence[Found]) -> Found:
     return Found(boxes, scores, labels).of(scores.argsort(descending=True, stable=True))
 
 
-def cells(strides: Sequence[int], sides: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """For each place of the grids of an input of (height, width), its cell (places, 2) as x, y, and its stride."""
-    found, sizes = [], []
-    for stride in strides:
-        rows, columns = (-(-side // stride) for side in sides)
+def cells(boxes: Boxes, sides: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each place of an input of (height, width): its cell (places, 2) as x and y, its stride, and its anchor.
+
+    Anchors are (places, 2), width and height; where there are none, they are as large as a cell.
+    """
+    found, sizes, anchors = [], [], []
+    for number, stride in enumerate(boxes.strides):
+        rows, columns = (cells_along(side, stride) for side in sides)
+        own = torch.tensor(boxes.anchors[number] if boxes.anchors else [[stride, stride]], dtype=torch.float64)
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        found.append(torch.stack([x.flatten(), y.flatten()], 1))
-        sizes.append(torch.full((rows * columns,), stride))
-    return torch.cat(found).to(like), torch.cat(sizes).to(like)
+        found.append(torch.stack([x.flatten(), y.flatten()], 1).repeat_interleave(len(own), 0))
+        sizes.append(torch.full((rows * columns * len(own), 1), stride, dtype=torch.float64))
+        anchors.append(own.repeat(rows * columns, 1))
+    return torch.cat(found).to(like), torch.cat(sizes).to(like), torch.cat(anchors).to(like)
 
 
 def decoded(rows: Tensor, boxes: Boxes, sides: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -78,13 +85,22 @@ def decoded(rows: Tensor, boxes: Boxes, sides: Sequence[int]) -> tuple[Tensor, T
     """
     count = rows.shape[1] - boxes.others
     own = boxes if boxes.classes == count else boxes.of_task(count)
-    scores = rows[:, own.scores_at : own.scores_at + count].transpose(1, 2)
-    object_ = None if own.objectness_at is None else rows[:, own.objectness_at].unsqueeze(2)
-    if own.scores == "sigmoid":
-        scores, object_ = scores.sigmoid(), None if object_ is None else object_.sigmoid()
-    scores = scores if object_ is None else scores * object_
     numbers = rows[:, own.boxes_at : own.boxes_at + own.box_outputs].transpose(1, 2)
-    return _corners(numbers, own, sides), scores
+    return _corners(numbers, own, sides), _scores(rows, own, count)
+
+
+def _scores(rows: Tensor, boxes: Boxes, count: int) -> Tensor:
+    """The score of each class, (batch, places, classes)."""
+    scores = rows[:, boxes.scores_at : boxes.scores_at + count].transpose(1, 2)
+    if boxes.background_at is not None:
+        return torch.cat([scores, rows[:, boxes.background_at].unsqueeze(2)], 2).softmax(2)[..., :count]
+    if boxes.scores == "sigmoid":
+        scores = scores.sigmoid()
+    if boxes.objectness_at is None:
+        return scores
+    sure = rows[:, boxes.objectness_at].unsqueeze(2)
+    scores = scores * (sure.sigmoid() if boxes.scores == "sigmoid" else sure)
+    return scores if boxes.joined == "product" else scores.sqrt()
 
 
 def _corners(numbers: Tensor, boxes: Boxes, sides: Sequence[int]) -> Tensor:
@@ -94,15 +110,19 @@ def _corners(numbers: Tensor, boxes: Boxes, sides: Sequence[int]) -> Tensor:
     if boxes.coding == "centre":
         middle, size = numbers[..., :2], numbers[..., 2:]
         return torch.cat([middle - size / 2, middle + size / 2], -1)
-    cell, stride = cells(boxes.strides, sides, numbers)
-    stride = stride.unsqueeze(1)
+    cell, stride, anchor = cells(boxes, sides, numbers)
+    if boxes.coding == "deltas":
+        weights = numbers.new_tensor(boxes.weights)
+        middle = (cell + boxes.offset) * stride + numbers[..., :2] / weights[:2] * anchor
+        size = (numbers[..., 2:] / weights[2:]).clamp(max=GROWTH).exp() * anchor
+        return torch.cat([middle - size / 2, middle + size / 2], -1)
     if boxes.coding == "grid":
         middle, size = (numbers[..., :2] + cell) * stride, numbers[..., 2:].clamp(max=EXPONENT).exp() * stride
         return torch.cat([middle - size / 2, middle + size / 2], -1)
     if boxes.coding == "bins":
         shares = numbers.unflatten(-1, (4, boxes.bins)).softmax(-1)
         numbers = (shares * torch.arange(boxes.bins).to(shares)).sum(-1)
-    middle, reach = (cell + 0.5) * stride, numbers * stride
+    middle, reach = (cell + boxes.offset) * stride, numbers * stride
     return torch.cat([middle - reach[..., :2], middle + reach[..., 2:]], -1)
 
 
@@ -251,19 +271,24 @@ class Detections(Several):
         return (self.compared(logits, teacher) - self.compared(teacher, teacher)).square().sum(1).mean()
 
 
-def matched(found: Found, others: Found) -> int:
-    """How many boxes of one answer another one has: each at most once, the surest first."""
+def matches(found: Found, others: Found) -> Tensor:
+    """Which boxes of one answer another one has, (boxes,): each of the other's at most once, for the surest."""
+    known = torch.zeros(len(found.labels), dtype=torch.bool)
     if not len(found.labels) or not len(others.labels):
-        return 0
+        return known
     shared = overlaps(found.boxes.double(), others.boxes.double())
     shared = torch.where(found.labels[:, None] == others.labels[None, :], shared, 0.0)
-    count = 0
     for row in range(len(shared)):
         best = int(shared[row].argmax())
         if float(shared[row, best]) >= IOU:
-            count += 1
+            known[row] = True
             shared[:, best] = 0
-    return count
+    return known
+
+
+def matched(found: Found, others: Found) -> int:
+    """How many boxes of one answer another one has: each at most once, the surest first."""
+    return int(matches(found, others).sum())
 
 
 def told(found: Found, names: Sequence[str]) -> list[dict[str, Any]]:

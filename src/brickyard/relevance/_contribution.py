@@ -7,7 +7,7 @@ padded input over the positions that kernel offset k visits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,10 @@ from brickyard.network._layer_types import mixing_of
 
 
 def class_sums(
-    graph: Graph, batches: Iterable[Tensor], seen: Callable[[Tensor], None] | None = None
+    graph: Graph,
+    batches: Iterable[Tensor],
+    seen: Callable[[Tensor], None] | None = None,
+    answering: Callable[[Tensor], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, ContributionSums]:
     """Sum the clamped contributions of every layer that reads and writes channels: S by layer name.
 
@@ -25,16 +28,20 @@ def class_sums(
         graph: The source.
         batches: Preprocessed images of one class, (batch, channels, height, width) each.
         seen: What is told the source's logits for each batch, (batch, classes).
+        answering: For a detector, of the steps that give its outputs, which of their positions answer for the class in
+            a batch: (batch, positions), by the step's name. Others are not summed over. None: all are.
     """
     network = graph.network
     sums = {mixer.name: ContributionSums(network.layer(mixer.name)) for mixer in graph.mixers()}
-    with torch.inference_mode():
-        for images in batches:
+    for images in batches:
+        chosen = {} if answering is None else answering(images)
+        with torch.inference_mode():
             for _, node, values in network.walk(images):
                 if node.op == "layer" and node.target in sums:
-                    sums[node.target].add(values[node.args[0].node])
-            if seen is not None:
-                seen(values[node.name])
+                    x = values[node.args[0].node]
+                    sums[node.target].add(x, chosen.get(node.name), tuple(graph.shapes[node.name].shape))
+        if seen is not None:
+            seen(values[node.name])
     return sums
 
 
@@ -88,11 +95,14 @@ class ContributionSums:
         size = (2, self._groups * inputs) if self._pointwise else (self._groups, inputs, outputs // self._groups)
         self.totals = torch.zeros(size, dtype=torch.float64, device=kernel.device)
 
-    def add(self, x: Tensor) -> None:
-        """Add a batch: the layer's input, (B, P, H, W) or (B, ..., P)."""
+    def add(self, x: Tensor, where: Tensor | None = None, shape: Sequence[int] = ()) -> None:
+        """Add a batch: the layer's input, (B, P, H, W) or (B, ..., P).
+
+        With `where`, (B, positions), only those positions of the layer's output are summed over, which has that shape.
+        """
         if x.element_size() < 4:  # sums over an image overflow float16, and bfloat16 drops small addends
             x = x.float()
-        sums = self._mixing.window_sums(x)
+        sums = self._mixing.window_sums(x) if where is None else self._sums_at(x, where, shape)
         if self._pointwise:
             total = sums[:, :, 0]
             self.totals[0] += total.clamp_min(0).sum(0, dtype=torch.float64)
@@ -105,6 +115,17 @@ class ContributionSums:
                 chosen = slice(start, start + block)
                 maps = torch.bmm(part[:, chosen].transpose(0, 1), kernel[:, chosen].permute(1, 2, 0))  # (p, B, Q)
                 totals[chosen] += maps.clamp_min_(0).sum(1)
+
+    def _sums_at(self, x: Tensor, where: Tensor, shape: Sequence[int]) -> Tensor:
+        """Window sums over some positions of the output: (B, P, K)."""
+        found = x.new_zeros(len(x), self._groups * self.shape[1], self._mixing.kernel.shape[2])
+        at = torch.nonzero(where.flatten()).flatten()
+        if len(at):
+            sizes = shape[1:-1] if self._mixing.linear else shape[2:]
+            read = self._mixing.read_at(x, sizes, at)  # (groups, P / groups * K, N)
+            image = torch.div(at, where.shape[1], rounding_mode="floor")
+            found.index_add_(0, image, read.permute(2, 0, 1).reshape(len(at), *found.shape[1:]))
+        return found
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Rows of S: (rows, P / groups)."""

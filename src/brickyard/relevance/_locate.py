@@ -6,14 +6,15 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from brickyard.axes._detector_models import is_detector
 from brickyard.axes._graph import Graph, trace
-from brickyard.base._boxes import split_outputs
+from brickyard.base._boxes import KIND, split_outputs
 from brickyard.base._checks import check_kind, given_path, is_whole
 from brickyard.base._classes import MOST_LETTERS, check_class_name, one_too_many, ordered_names, task_classes
 from brickyard.base._declare import verb
@@ -31,6 +32,7 @@ from brickyard.network._untouched import guarded
 from brickyard.outputs._kinds import Outputs
 from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._allocation import LayerRecord
+from brickyard.relevance._answering import Answering
 from brickyard.relevance._checkpoint import Notebook
 from brickyard.relevance._contribution import class_sums
 from brickyard.relevance._quantities import check_labels, check_no_quantity, check_no_rank
@@ -126,7 +128,9 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
 
 
 def _kind_of(model: nn.Module, asked: str | None) -> str:
-    """The kind of outputs that was asked for, or that a model of transformers says of itself."""
+    """The kind of outputs that was asked for, or that a model of transformers or torchvision says of itself."""
+    if is_detector(model) and asked in (None, KIND):
+        return KIND
     if asked is not None or problem_of(model) != SEVERAL:
         return asked or "one"
     say(f"{type(model).__name__}: an image may belong to several of its classes (problem_type of its config), as with "
@@ -253,6 +257,11 @@ class _Run:
     ranks: Ranks
     layout: torch.memory_format
 
+    @cached_property
+    def answering(self) -> Answering | None:
+        """What finds where a detector answers for a class; None for a classifier."""
+        return None if self.graph.boxes is None else Answering(self.graph)
+
     def batches(self, indices: Sequence[int]) -> Iterator[Tensor]:
         """Preprocessed images, in the fastest memory layout."""
         look = self.notebook.watching(indices)
@@ -291,7 +300,8 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> Tens
                 parts = [part for at, part in ranks.mine(deals) if at == k]
                 seen = torch.zeros(2, dtype=torch.int64)
                 batches = (x for part in parts for x in run.batches(part))
-                sums = class_sums(run.graph, batches, partial(count, k, seen))
+                answering = None if run.answering is None else partial(run.answering, k=k)
+                sums = class_sums(run.graph, batches, partial(count, k, seen), answering)
                 read = run.notebook.seen(chosen[k])
                 for value in (seen, read, *(value.totals for value in sums.values())):
                     ranks.add_for(owner, value)

@@ -67,7 +67,7 @@ def _agreed(item: Component | Assembly) -> str:
 
 def own_row(entry: Entry) -> Row | DetectorRow | None:
     """The row of the model itself in the first table of scores, if there is one."""
-    scores = next(iter(entry.scores.values()), None)
+    scores: Any = next(iter(entry.scores.values()), None)
     return None if scores is None else next((row for row in reversed(scores.rows) if row.name in OWN), None)
 
 

@@ -29,6 +29,7 @@ from brickyard.healing._places import Draws, Shown
 from brickyard.healing._streams import Stream, copied, image_bytes, intercept_of
 from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
+from brickyard.network._probes import probed
 from brickyard.outputs._detections import Detections
 from brickyard.runtime._isolation import gradients
 from brickyard.runtime._progress import bar
@@ -138,25 +139,11 @@ def _slopes(
     network: Network, names: set[str], batch: Tensor, generator: torch.Generator, answers: Answers
 ) -> tuple[dict[str, Tensor | None], Tensor]:
     """Gradients of the logits' sum with random signs for the values of some steps, and the logits."""
-    probes, logits = _probed(network, names, batch)
+    probes, logits = probed(network, names, batch)
     numbers = answers.numbers(logits)
     signs = torch.randint(0, 2, numbers.shape, generator=generator).to(logits) * 2 - 1
     slopes = torch.autograd.grad((numbers * signs).sum(), list(probes.values()), allow_unused=True)
     return dict(zip(probes, slopes, strict=True)), answers.kept(logits, numbers).detach()
-
-
-def _probed(network: Network, names: set[str], batch: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Run a network with a zero added to the value of some steps: these zeros, and the logits."""
-    probes: dict[str, Tensor] = {}
-    with torch.enable_grad():
-        values = {network.nodes[0].name: network.taken(batch)}
-        for index, node in enumerate(network.nodes):
-            network.advance(values, index, index + 1)
-            if node.name in names:
-                probes[node.name] = torch.zeros_like(values[node.name], requires_grad=True)
-                values[node.name] = values[node.name] + probes[node.name]
-        logits: Tensor = values[network.nodes[-1].name]
-    return probes, logits
 
 
 # -- normal equations ---------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor, nn
 
+from brickyard.axes._detector_models import is_detector, preparation
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, near, told
@@ -66,7 +67,7 @@ def is_of_hub(name: str) -> bool:
 
 
 def from_torchvision(text: str, tensors: Mapping[str, Tensor], classes: int, own: str = "") -> Built:
-    """A classifier of torchvision, and how its images are prepared.
+    """A classifier or a one-stage detector of torchvision, and how its images are prepared.
 
     Args:
         text: Its name, and options behind a question mark.
@@ -81,6 +82,8 @@ def from_torchvision(text: str, tensors: Mapping[str, Tensor], classes: int, own
     models = package("torchvision.models", "torchvision", f"torchvision:{text}")
     name, options = _checked("torchvision", text)
     known = models.list_models(module=models)
+    if name in models.list_models(module=models.detection):
+        return _detector(models, name, _count(options, classes, tensors), bool(tensors), own)
     if name not in known:
         raise OptionError(
             "option-source-unknown",
@@ -114,6 +117,32 @@ def from_torchvision(text: str, tensors: Mapping[str, Tensor], classes: int, own
     if not like and others:
         say(f"{title}: pictures are prepared as for {chosen.name}; ?transforms={others[0]} prepares them as for that")
     return _described(model, how, size or options.get("image_size"), title)
+
+
+def _detector(models: Any, name: str, more: Mapping[str, Any], given: bool, own: str) -> Built:
+    """A detector of torchvision, with its own weights if these are asked for.
+
+    Raises:
+        OptionError: Weights of a file are `given`: they do not tell how the detector was built.
+        TraceError: It has two stages.
+    """
+    title = f"torchvision:{name}"
+    if given:
+        raise OptionError(
+            "option-conflict",
+            f"{title}: a file of weights does not tell how a detector was built; give path/to/file.py:function, which "
+            f"builds it and loads them, or --weights {OWN}",
+        )
+    with seeded():
+        model = models.get_model(name, weights=None, weights_backbone=None, **more)
+    is_detector(model)  # refuses those that cannot be cut before their weights are fetched
+    if own:
+        offered = models.get_model_weights(name)
+        chosen = offered.DEFAULT if own == OWN else offered.__members__.get(own)
+        if chosen is None:
+            raise OptionError("option-choice", f"{title} has no weights {own!r}; use {', '.join(offered.__members__)}")
+        model = _had(partial(models.get_model, name, weights=chosen, progress=False, **more), title, chosen.url)
+    return model, preparation(model), 3
 
 
 def from_timm(text: str, tensors: Mapping[str, Tensor], classes: int, own: str = "") -> Built:

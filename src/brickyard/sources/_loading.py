@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brickyard.axes._answers import Form
+from brickyard.axes._detector_models import is_detector, preparation, with_one_output
 from brickyard.axes._tracing import rows_of
 from brickyard.base._boxes import Boxes, boxes_asked, family_of
 from brickyard.base._checks import output_name
@@ -46,7 +47,7 @@ from brickyard.sources._libraries import (
     network_options,
     seeded,
 )
-from brickyard.sources._names import COCO_CLASSES, coco_names
+from brickyard.sources._names import COCO_CLASSES, COCO_NUMBERS, coco_names
 from brickyard.sources._transformers import from_transformers
 from brickyard.sources._weights import SourceText, check_fit, fill, misfits, read_weights, renamed
 
@@ -209,8 +210,10 @@ def quietly_loaded(
             f"{' (a file, or DEFAULT for those of the library)' if kind != 'zoo' else ''}, or --random-weights (in "
             "Python random_weights=True) where that is what you want",
         )
+    if detector := is_detector(found.model):
+        found = replace(found, how=preparation(found.model, (input_shape or ())[1:]), guessed=False)
     told = preprocessing or text.preprocessing
-    usual = None if told is not None else _usual(asked.boxes, found, input_shape)
+    usual = None if told is not None or detector else _usual(asked.boxes, found, input_shape)
     how = told or usual or found.how
     shape = _shape(how, text.input_shape or input_shape or found.shape)
     if told is not None and (text.input_shape or input_shape or found.shape) is not None:  # else locating checks it
@@ -313,8 +316,11 @@ def _run_once(source: Source) -> Source:
     """
     model, name, shape, names = source.model, source.name, source.input_shape, source.classes
     model.eval()
+    like = next(model.parameters(), torch.zeros(0))
+    example = torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
+    model, boxes, output = with_one_output(model, example, source.boxes, source.output)
+    source = replace(source, model=model, boxes=boxes)
     with torch.no_grad():
-        like = next(model.parameters(), torch.zeros(0))
         try:
             result = model(torch.zeros(2, *shape, dtype=like.dtype, device=like.device))
         except Exception as error:
@@ -322,7 +328,7 @@ def _run_once(source: Source) -> Source:
                 "option-source-size",
                 f"source {name!r} fails on {NAMES[len(shape) - 1]} of shape {shape}: {error}; give its --size",
             ) from error
-    count = rows_of(model, result, 2, source.output, Form(source.boxes)).shape[1]
+    count = rows_of(model, result, 2, output, Form(source.boxes)).shape[1]
     outputs = max(2, count) if source.boxes is None else source.boxes.sized(count).classes or 0  # one is of two classes
     names = names or _of_coco(source, outputs) or tuple(map(str, range(outputs)))
     if len(names) != outputs:
@@ -337,10 +343,10 @@ def _run_once(source: Source) -> Source:
 
 def _of_coco(source: Source, count: int) -> tuple[str, ...]:
     """COCO's class names for a known family of detectors with as many classes, which is said; else none."""
-    if family_of(source.boxes) is None or count != COCO_CLASSES:
+    if family_of(source.boxes) is None or count not in (COCO_CLASSES, *COCO_NUMBERS):
         return ()
     try:
-        names = tuple(coco_names())
+        names = tuple(coco_names(count))
     except OptionError:  # without torchvision, classes have numbers
         return ()
     say(f"{source.name}: its {count} classes are taken for COCO's; --class-names (in Python classes=) changes that")

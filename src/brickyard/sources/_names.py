@@ -17,6 +17,8 @@ from brickyard.runtime._progress import say
 
 IMAGENET, COCO = "imagenet", "coco"  # what stands for the names of their classes
 COCO_CLASSES = 80
+COCO_NUMBERS = (90, 91)  # classes of detectors that have an output for each number in COCO's files
+_UNUSED = ("__background__", "N/A")
 MAX_BYTES = 16 << 20  # of a file of names
 _SYNSET = re.compile(r"(n\d{8})[\s,:]+(\S.*)")
 _NUMBERED = re.compile(r"(\d{1,7})(?:\s*[:;,\t]\s*|\s+)(\S.*)")
@@ -76,15 +78,21 @@ def imagenet_names() -> list[str]:
     return list(models.get_model_weights("mobilenet_v2").DEFAULT.meta["categories"])
 
 
-def coco_names() -> list[str]:
-    """The names of the 80 classes of COCO that detectors know, as torchvision has them.
+def coco_names(count: int = COCO_CLASSES) -> list[str]:
+    """The names of COCO's classes that detectors know, as torchvision has them.
+
+    Args:
+        count: 80; or 91, which are all numbers of its files, of which 11 have no class and are called "unused 12" and
+            so on; or 90, these without the first one, which is the background.
 
     Raises:
         OptionError: torchvision is missing.
     """
     models = package("torchvision.models", "torchvision", "the names of COCO's classes")
     names = models.get_model_weights("fasterrcnn_resnet50_fpn").DEFAULT.meta["categories"]
-    return [name for name in names if name not in ("__background__", "N/A")]
+    if count == COCO_CLASSES:
+        return [name for name in names if name not in _UNUSED]
+    return [f"unused {k}" if name in _UNUSED else name for k, name in enumerate(names)][len(names) - count :]
 
 
 def _is_file(text: str) -> bool:

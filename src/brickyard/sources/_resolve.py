@@ -270,11 +270,13 @@ def seen_in(data: ImageData) -> list[int]:
 
 
 def kind_of(source: Source, outputs: str | None) -> str:
-    """What a source's outputs mean: as was asked, or as a model of transformers says of itself."""
-    from brickyard.base._boxes import split_outputs
+    """What a source's outputs mean: as was asked, or as a model of transformers or torchvision says of itself."""
+    from brickyard.base._boxes import KIND, split_outputs
     from brickyard.network._identity import SEVERAL, problem_of
 
     outputs, _ = split_outputs(outputs)
+    if outputs is None and source.boxes is not None:
+        return KIND
     return outputs or (SEVERAL if problem_of(source.model) == SEVERAL else "one")
 
 

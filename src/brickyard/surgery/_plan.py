@@ -72,16 +72,34 @@ class Part:
 
 
 def positions(part: Part, labels: Labels) -> NDArray[np.int64]:
-    """Kept positions along a dimension, in ascending order, but for class outputs side by side: these in task order."""
+    """Kept positions along a dimension, in ascending order, but for class outputs side by side: these in task order.
+
+    Class outputs that come again, as those of every anchor of a detector, are ordered each time by themselves.
+    """
     rank = part.rank[labels]
     kept = np.flatnonzero(rank >= 0)
-    if is_output(part.graph.output, labels):
-        return kept[np.argsort(rank[kept], kind="stable")]
     own = _on(part.graph.output, labels)
     if own is None or not own.any():
         return kept
-    run = np.cumsum(own != np.concatenate([own[:1], own[:-1]]))[kept]
-    return kept[np.lexsort((np.where(own, rank, np.arange(len(labels)))[kept], run))]
+    runs = _runs(labels, own)[kept]
+    return kept[np.lexsort((np.where(own, rank, np.arange(len(labels)))[kept], runs))]
+
+
+def _runs(labels: Labels, own: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Number the stretches of entries that lie on the axis of the class outputs, and of others.
+
+    A stretch ends too where a class comes again after another one.
+    """
+    starts = own != np.concatenate([own[:1], own[:-1]])
+    if len(np.unique(labels[own])) < own.sum():
+        seen: set[int] = set()
+        for place, label in enumerate(labels.tolist()):
+            if starts[place] or not own[place]:
+                seen = set()
+            if label in seen and label != labels[place - 1]:
+                starts[place], seen = True, set()
+            seen.add(label)
+    return np.cumsum(starts)
 
 
 def _on(axis: Axis | None, labels: Labels) -> NDArray[np.bool_] | None:
