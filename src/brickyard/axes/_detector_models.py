@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._answers import Form, Path, at, parts_of, path_to
-from brickyard.base._boxes import Boxes, alike, of_points, of_pyramid, of_single_shot
+from brickyard.base._boxes import Boxes, alike, cells_along, of_points, of_pyramid, of_single_shot
 from brickyard.base._errors import OptionError, TraceError
 from brickyard.base._records import Preprocessing
 from brickyard.network._network import Network
@@ -121,10 +121,10 @@ def with_one_output(
     body = model if isinstance(model, DetectorBody) else DetectorBody(model, _form(model) or "")
     try:
         with torch.no_grad():
-            body.maps(example[:1])
+            maps = body.maps(example[:1])
     except Exception:  # reading it says what is wrong
         return body, boxes, None
-    own = _described(body, example)
+    own = _described(body, example, maps)
     if boxes is not None and not alike(boxes, own):
         raise OptionError(
             "option-boxes",
@@ -182,8 +182,8 @@ def preparation(model: Any, sides: Sequence[int] = ()) -> Preprocessing:
     return how.changed({"fit": "resize", "size": (height, width), "mean": mean, "std": std})
 
 
-def _described(model: DetectorBody, example: Tensor) -> Boxes:
-    """How its outputs are read for images of the example's size: with the anchors that it makes for these.
+def _described(model: DetectorBody, example: Tensor, maps: Sequence[Tensor]) -> Boxes:
+    """How its outputs are read for images of the example's size, of which it has these features.
 
     Raises:
         OptionError: Its anchors lie on no regular grids.
@@ -192,7 +192,6 @@ def _described(model: DetectorBody, example: Tensor) -> Boxes:
 
     sides = (example.shape[2], example.shape[3])
     with torch.no_grad():
-        maps = model.maps(example[:1])
         generator = copy.copy(model.anchor_generator)  # it keeps the type of numbers of its last call
         anchors = generator(ImageList(example[:1].double(), [sides]), [one.double() for one in maps])[0].cpu()
     grids = [(one.shape[2], one.shape[3]) for one in maps]
@@ -207,7 +206,7 @@ def _described(model: DetectorBody, example: Tensor) -> Boxes:
     else:
         boxes = of_points(strides) if model.form == "FCOS" else of_pyramid(strides, sizes)
     regular = all(offset in (None, boxes.offset) for _, offset, _ in found) and boxes.places(sides) == len(anchors)
-    if not regular or float((_anchors(boxes, grids) - anchors).abs().max()) > _SAME * max(sides):
+    if not regular or float((_anchors(boxes, sides) - anchors).abs().max()) > _SAME * max(sides):
         raise OptionError(
             "option-boxes",
             f"the anchors of {model.form} lie on no regular grids in images of {sides[0]} x {sides[1]}; "
@@ -239,13 +238,24 @@ def _whole(stride: float, sides: Sequence[int]) -> float:
     return next((near for near in shares if near and abs(stride - near) < _SAME * stride), stride)
 
 
-def _anchors(boxes: Boxes, grids: Sequence[tuple[int, int]]) -> Tensor:
-    """The anchors of a description, (places, 4)."""
-    found = []
-    for number, ((rows, columns), stride) in enumerate(zip(grids, boxes.strides, strict=True)):
-        own = torch.tensor(boxes.anchors[number] if boxes.anchors else [[stride, stride]]).double()
-        y, x = torch.meshgrid(torch.arange(rows).double(), torch.arange(columns).double(), indexing="ij")
-        middles = ((torch.stack([x.flatten(), y.flatten()], 1) + boxes.offset) * stride).repeat_interleave(len(own), 0)
-        sizes = own.repeat(rows * columns, 1)
-        found.append(torch.cat([middles - sizes / 2, middles + sizes / 2], 1))
-    return torch.cat(found)
+def _anchors(boxes: Boxes, sides: Sequence[int]) -> Tensor:
+    """The anchors of a description for an input of (height, width): (places, 4)."""
+    cell, stride, size = cells(boxes, sides, torch.zeros(0, dtype=torch.float64))
+    middle = (cell + boxes.offset) * stride
+    return torch.cat([middle - size / 2, middle + size / 2], 1)
+
+
+def cells(boxes: Boxes, sides: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each place of an input of (height, width): its cell (places, 2) as x and y, its stride, and its anchor.
+
+    Anchors are (places, 2), width and height; where there are none, they are as large as a cell.
+    """
+    found, sizes, anchors = [], [], []
+    for number, stride in enumerate(boxes.strides):
+        rows, columns = (cells_along(side, stride) for side in sides)
+        own = torch.tensor(boxes.anchors[number] if boxes.anchors else [[stride, stride]], dtype=torch.float64)
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        found.append(torch.stack([x.flatten(), y.flatten()], 1).repeat_interleave(len(own), 0))
+        sizes.append(torch.full((rows * columns * len(own), 1), stride, dtype=torch.float64))
+        anchors.append(own.repeat(rows * columns, 1))
+    return torch.cat(found).to(like), torch.cat(sizes).to(like), torch.cat(anchors).to(like)

@@ -413,6 +413,7 @@ class _Outputs:
         scale = job.tail.scale
         self._scale = torch.ones_like(self._bias) if scale is None else scale.double()
         self.rectified, self.bent = job.tail.rectified, job.tail.bend is not None
+        self._wanted = job.tail.behind(sample.goal) if self.bent else sample.goal
 
     def right(self) -> bool:
         """Whether they already are what they should be."""
@@ -462,8 +463,7 @@ class _Outputs:
 
     def _weighed(self, found: Tensor) -> tuple[Tensor, Tensor]:
         """What is missing to the goal, and the square of the mean slope of the bend on the way there."""
-        missing, tail = self._sample.goal - found, self._job.tail
-        rise = tail.behind(self._sample.goal) - tail.behind(found)
+        missing, rise = self._sample.goal - found, self._wanted - self._job.tail.behind(found)
         return missing, (rise / torch.where(missing.abs() < _FLAT, torch.inf, missing)).square()
 
     def errors(self, change: Change | None) -> Tensor:

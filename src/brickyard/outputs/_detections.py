@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from brickyard.base._boxes import Boxes, cells_along
+from brickyard.axes._detector_models import cells
+from brickyard.base._boxes import Boxes
 from brickyard.base._errors import OptionError
 from brickyard.outputs._kinds import Outputs, Several, outputs
 
@@ -54,22 +55,6 @@ def together(found: Sequence[Found]) -> Found:
     """Boxes of several answers as one, by falling score."""
     boxes, scores, labels = (torch.cat(values) for values in zip(*found, strict=True))
     return Found(boxes, scores, labels).of(scores.argsort(descending=True, stable=True))
-
-
-def cells(boxes: Boxes, sides: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each place of an input of (height, width): its cell (places, 2) as x and y, its stride, and its anchor.
-
-    Anchors are (places, 2), width and height; where there are none, they are as large as a cell.
-    """
-    found, sizes, anchors = [], [], []
-    for number, stride in enumerate(boxes.strides):
-        rows, columns = (cells_along(side, stride) for side in sides)
-        own = torch.tensor(boxes.anchors[number] if boxes.anchors else [[stride, stride]], dtype=torch.float64)
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        found.append(torch.stack([x.flatten(), y.flatten()], 1).repeat_interleave(len(own), 0))
-        sizes.append(torch.full((rows * columns * len(own), 1), stride, dtype=torch.float64))
-        anchors.append(own.repeat(rows * columns, 1))
-    return torch.cat(found).to(like), torch.cat(sizes).to(like), torch.cat(anchors).to(like)
 
 
 def decoded(rows: Tensor, boxes: Boxes, sides: Sequence[int]) -> tuple[Tensor, Tensor]:
